@@ -21,7 +21,7 @@ _PUBLIC = {
     "BehaveGPTForBehaviorPrediction": "behavegpt.model",
     "UserEmbeddings": "behavegpt.user_embeddings",
     "Predictor": "behavegpt.predictor",
-    "load": "behavegpt.zero_shot",
+    "load": "behavegpt.loading",
     "fit": "behavegpt.fitting",
     "probe": "behavegpt.probing.run",
     "finetune_label": "behavegpt.labeling.run",

@@ -23,7 +23,7 @@ from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.model.attention import choose_backend
 from behavegpt.model.size import count_parameters
-from behavegpt.predictor import load, model_folder
+from behavegpt.trained_folder import load, model_folder
 from behavegpt.training.checkpoint import TRAINER, load_checkpoint
 from behavegpt.user_embeddings import ENTRY, UserEmbeddings
 
@@ -72,6 +72,7 @@ def check_folders(root: Path) -> dict[str, Any]:
 
     `ok` is False when something is. Raises DataError when there is nothing to check.
     """
+    # older versions wrote no manifest of checksums, so their own files count as marks
     marks = (MANIFEST, "dataset.json", ENTRY)  # files that tell such a folder
     folders = sorted({path.parent for name in marks for path in root.rglob(name)})
     if not folders:

@@ -13,13 +13,15 @@ from behavegpt.data.given import check_schema, describe
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.errors import DataError
-from behavegpt.evaluation import score_baselines, summary, uncertainty
+from behavegpt.evaluation import score_baselines, uncertainty
+from behavegpt.evaluation_groups import group_figures
+from behavegpt.evaluation_summary import summary
 from behavegpt.io import write_json
 from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.metrics.prediction import PredictionMetrics
+from behavegpt.shipped import UNIVERSAL
 from behavegpt.universal.model import UniversalModel
 from behavegpt.universal.reader import store_reader
-from behavegpt.zero_shot import UNIVERSAL
 
 
 def evaluate_universal(
@@ -67,6 +69,7 @@ def evaluate_universal(
     result = summary(scored, store, split, _protocol(store, split, given))
     result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
     result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
+    result["groups"] = group_figures(store, ranks)
     write_json(out, result)
     return result
 

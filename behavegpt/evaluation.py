@@ -24,7 +24,9 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
 from behavegpt.evaluation_examples import collect_examples
-from behavegpt.evaluation_files import labels_of, write_details
+from behavegpt.evaluation_files import write_details
+from behavegpt.evaluation_groups import group_figures
+from behavegpt.evaluation_summary import summary
 from behavegpt.io import write_json
 from behavegpt.metrics.bootstrap import TargetRanks, user_intervals
 from behavegpt.metrics.calibration import Calibration
@@ -32,8 +34,6 @@ from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.options import DecisionOptions
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import ScoredBatch, evaluate, sum_over_ranks
-
-CONSTANT = 0.95  # share of one label among the targets from which the constant predictor is named
 
 
 def compare(
@@ -78,6 +78,7 @@ def compare(
     # on several ranks all hold the result; one writes it
     if share.rank == 0:
         result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
+        result["groups"] = group_figures(store, ranks)
         for text in result["remarks"]:
             say(f"note: {text}")
         shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
@@ -140,99 +141,6 @@ def _nothing_to_predict(store: EventStore, split: str) -> str:
         f"{store.path}: the {split} split holds no event to predict{why}; prepare with another "
         "--split."
     )
-
-
-def summary(
-    scored: dict[str, PredictionMetrics], store: EventStore, split: str, protocol: dict[str, Any]
-) -> dict[str, Any]:
-    """What metrics.json holds of models scored on the same rows; the remarks are on those of the
-    first one."""
-    first = next(iter(scored.values()))
-    rows, unseen = len(target_rows(store, SPLITS[split])), count_unseen(store, SPLITS[split])
-
-    return {
-        "models": {name: _figures(metrics, store, unseen) for name, metrics in scored.items()},
-        "rows": rows,
-        "unseen": {"targets": unseen, "share": unseen / (rows + unseen)},
-        "remarks": remarks(first, store, unseen),
-        "protocol": protocol,
-    }
-
-
-def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict[str, Any]:
-    """A model's figures, and under `with_unseen` the same with the unseen labels as misses of one
-    more class."""
-    # no training events: the unseen class counts as rare
-    counts = np.asarray(store.behaviors.counts)
-
-    return metrics.compute(counts) | {
-        "with_unseen": metrics.with_unseen(unseen).compute(np.append(counts, 0))
-    }
-
-
-def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
-    """What a reader of the figures must know of their targets: labels left out, and what needs no
-    model."""
-    support = metrics.support.numpy()  # (K,) targets of each class
-    rows, most = int(support.sum()), int(support.argmax())
-    label, share = labels_of(store)[most], support[most] / support.sum()
-
-    notes = []
-    if unseen:
-        notes.append(
-            f"{unseen:,} of {rows + unseen:,} targets ({unseen / (rows + unseen):.1%}) have a "
-            "behavior that training never saw, or none; they are left out, and are misses in the "
-            "figures 'with unseen'."
-        )
-
-    if share == 1:
-        notes.append(
-            f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure "
-            "tells models apart."
-        )
-    elif share >= CONSTANT:
-        notes.append(
-            f"{share:.1%} of the targets are {label!r}: a constant predictor has that weighted "
-            "recall."
-        )
-
-    # no more classes than places in the ranking: every class is among them
-    sure = [k for k in metrics.ks if 1 < store.behaviors.classes <= k]
-    if sure:
-        names = " and ".join(f"HR@{k}" for k in sure)
-        notes.append(f"with {store.behaviors.classes} behaviors {names} is 1 whatever the model.")
-    return notes
-
-
-def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
-    """Columns, rows (best weighted recall first) and title of a result's table.
-
-    Where targets were left out, each model has a second row that counts them as misses.
-    """
-    names = (
-        "rec_w", "rec_m", "prec_w", "prec_m", "f1_w", "f1_m", "ndcg@3", "hr@3",
-        "head", "mid", "tail",
-    )  # fmt: skip
-    unseen = result["unseen"]["targets"]
-
-    def line(title: str, figures: dict[str, Any]) -> list[str]:
-        shown = ("-" if figures[name] is None else f"{figures[name]:.4f}" for name in names)
-        return [title, *shown]
-
-    rows: list[list[str]] = []
-    for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
-        rows.append(line(model, figures))
-        if unseen:
-            rows.append(line("  with unseen", figures["with_unseen"]))
-
-    protocol = result["protocol"]
-    title = f"{result['rows']:,} rows, {protocol['classes']} behaviors"
-    if protocol.get("given", "nothing") != "nothing":
-        title += f"; given: {protocol['given']}"
-    if unseen:
-        title += f"; with unseen: {unseen:,} more targets, all misses"
-
-    return ("model", *names), rows, title
 
 
 def score_baselines(

@@ -17,8 +17,9 @@ import torch
 
 from behavegpt import decision
 from behavegpt.adapt.cross_domain import target_config
+from behavegpt.adapt.mode_table import cells
 from behavegpt.adapt.settings import AdaptSettings
-from behavegpt.adapt.transfer import apply_transfer, cells, plan_transfer
+from behavegpt.adapt.transfer import apply_transfer, plan_transfer
 from behavegpt.data.memory_tables import with_classes
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
@@ -26,8 +27,8 @@ from behavegpt.errors import ConfigError
 from behavegpt.filters import as_labels
 from behavegpt.generation import constraints
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import model_folder
 from behavegpt.timing.files import load_gaps, save_gaps
+from behavegpt.trained_folder import model_folder
 from behavegpt.training.model_folder import open_model, save_model
 
 LEFT = (decision.FILE, constraints.FILE)  # beside the model, and learned for the old behaviors

@@ -24,7 +24,8 @@ from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import UserState
 from behavegpt.data.vocabulary import FIRST, UNKNOWN, as_text
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.options import FilterOptions, Label, PredictOptions
+from behavegpt.option_types import Label
+from behavegpt.options import FilterOptions, PredictOptions
 from behavegpt.ragged import owners, positions, ranges
 
 NEAR = 20_000  # labels, the most frequent ones, among which near misses are looked for

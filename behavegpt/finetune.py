@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 
 from behavegpt.adapt.cross_domain import schema_remarks, target_config, target_tokenizer
+from behavegpt.adapt.mode_table import cells
 from behavegpt.adapt.modes import Mode
 from behavegpt.adapt.new_behavior import merge_new_rows, refuse_nothing_new, train_new_rows
 from behavegpt.adapt.settings import AdaptSettings
@@ -29,7 +30,6 @@ from behavegpt.adapt.transfer import (
     Counts,
     TensorPlan,
     apply_transfer,
-    cells,
     count_transfer,
     is_unchanged,
     match_scale,
@@ -71,7 +71,7 @@ class FinetuneSettings(RunSettings):
 
     base: PathText = Field(description="pretrained model folder, for example runs/mine/model")
     mode: Mode = Field(
-        description="what is transferred and what is trained: the table in adapt/transfer.py"
+        description="what is transferred and what is trained: the table in adapt/mode_table.py"
     )
     adapt: AdaptSettings = Field(default_factory=AdaptSettings)
 

@@ -39,10 +39,11 @@ from behavegpt.io import workspace
 from behavegpt.locks import lock
 from behavegpt.outputs import check_output
 from behavegpt.paths import cache_folder, local_path
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
 from behavegpt.tabular import Tabular
+from behavegpt.trained_folder import load
 from behavegpt.training.settings import DecisionSettings, TrainSettings
 
 # settings of `fit` by whom they are for

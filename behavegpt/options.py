@@ -3,128 +3,23 @@ line and HTTP."""
 
 from __future__ import annotations
 
-import numbers
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    field_validator,
-    model_validator,
+from pydantic import Field, StrictBool, field_validator, model_validator
+
+from behavegpt.config import Settings
+from behavegpt.option_types import (
+    Groups,
+    Labels,
+    Parts,
+    Policy,
+    Real,
+    Seed,
+    Span,
+    Temperature,
+    Whole,
+    span_seconds,
 )
-
-from behavegpt.config import Settings, closest
-
-UNTIL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(minute|min|hour|h|day|d|week|w)s?\s*", re.ASCII)
-SECONDS = {
-    "minute": 60,
-    "min": 60,
-    "hour": 3600,
-    "h": 3600,
-    "day": 86400,
-    "d": 86400,
-    "week": 604800,
-    "w": 604800,
-}
-LONGEST_SPAN = 36525 * 86400  # seconds; times end in 2100 anyway
-LEAST_TEMPERATURE = 1e-3  # below, logits divided by it overflow; 0 says what is meant
-Part = Literal["last", "mean", "decayed", "bag", "recent_bag", "behaviors"]
-# of the part `behaviors`, the most frequent ones; a vector may have 2048 dimensions in all
-MOST_BEHAVIORS = 256
-PARTS: tuple[str, ...] = get_args(Part)
-Policy = Literal["auto", "head", "observed", "typical"]
-
-
-def _whole(value: Any) -> int:
-    """Integers of Python and numpy; never text, a fraction, or a truth value."""
-    # True is an Integral of 1, but nobody means it
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError("write a whole number")
-    return int(value)
-
-
-def _real(value: Any) -> float:
-    """Finite numbers of Python and numpy; never text or a truth value."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError("write a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("the number is too large") from None
-
-
-def _pool(parts: Any) -> Any:
-    """A list of one known part or more, each named once."""
-    # a text would be taken for a list of its letters
-    if not isinstance(parts, (list, tuple)) or not parts:
-        raise ValueError('write a list of one part or more, for example ["last"]')
-
-    for number, part in enumerate(parts):
-        if part not in PARTS:
-            raise ValueError(
-                f"unknown part {part!r}. {closest(str(part)[:100], PARTS)}".rstrip(".")
-            )
-        if part in parts[:number]:
-            raise ValueError(f"the part {part!r} is listed twice; list each one once")
-    return tuple(parts)
-
-
-def _labels(labels: Any) -> Any:
-    """Any collection of labels but a single one, as a tuple; numpy's numbers as Python's."""
-    # a text would be taken for a list of its letters
-    if (
-        labels is None
-        or isinstance(labels, (str, bytes, Mapping))
-        or not hasattr(labels, "__iter__")
-    ):
-        raise ValueError('write a list of labels, for example ["news"]')
-    return tuple(label.item() if hasattr(label, "item") else label for label in labels)
-
-
-def _groups(mapping: Any) -> Any:
-    """A mapping of label to group that is not empty, both read as labels are."""
-    if not isinstance(mapping, Mapping) or not mapping:
-        raise ValueError('write a mapping of label to group, for example {"news": "reading"}')
-    return dict(zip(_labels(mapping.keys()), _labels(mapping.values()), strict=True))
-
-
-def _temperature(value: float) -> float:
-    """0, or large enough to divide logits by."""
-    if 0 < value < LEAST_TEMPERATURE:
-        raise ValueError(f"write 0 for the most probable, or at least {LEAST_TEMPERATURE}")
-    return value
-
-
-def span_seconds(text: str) -> int:
-    """Seconds of '2 days', '36 hours', '90 min' or '1 week'. Raises ValueError."""
-    match = UNTIL.fullmatch(text.lower())
-    if match is None:
-        raise ValueError("write a time span like '2 days', '36 hours', '90 min' or '1 week'")
-
-    seconds = float(match[1]) * SECONDS[match[2]]
-    if not 1 <= seconds <= LONGEST_SPAN:
-        raise ValueError("write a time span of at least a second and at most 100 years")
-    return round(seconds)
-
-
-def _span(text: str) -> str:
-    """A readable time span, as it was written."""
-    span_seconds(text)
-    return text
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Real = Annotated[float, BeforeValidator(_real), Field(allow_inf_nan=False)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Label = StrictStr | StrictInt | StrictFloat | StrictBool
-Labels = Annotated[tuple[Label, ...], BeforeValidator(_labels)]
 
 
 class PrepareOptions(Settings):
@@ -221,7 +116,7 @@ class FilterOptions(Settings):
     exclude_seen: StrictBool = Field(
         False, description="no behavior that the user's history holds already"
     )
-    per_group: Annotated[dict[Label, Label], BeforeValidator(_groups)] | None = Field(
+    per_group: Groups | None = Field(
         None,
         description=(
             "label -> group: the top_k of each group, and no behavior of none; labels that the "
@@ -241,7 +136,7 @@ class PredictOptions(DecisionOptions, FilterOptions):
 class WhenOptions(Settings):
     """Of the time to the next event, and of what happens within a horizon."""
 
-    within: Annotated[str, AfterValidator(_span)] = Field(
+    within: Span = Field(
         "7d", description="the horizon, from the time of asking: 7d, '36 hours', '2 weeks'"
     )
     top_k: Annotated[Whole, Field(ge=1)] = Field(
@@ -260,9 +155,7 @@ class ExplainOptions(PredictOptions):
 class EmbedOptions(Settings):
     """Of a user's vector."""
 
-    pool: Annotated[tuple[Part, ...], BeforeValidator(_pool), Field(min_length=1)] = Field(
-        ("last",), description="parts of the vector, each once"
-    )
+    pool: Parts = Field(("last",), description="parts of the vector, each once")
 
 
 class DrawOptions(Settings):
@@ -274,7 +167,7 @@ class DrawOptions(Settings):
     samples: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
         1, description="futures for each user"
     )
-    temperature: Annotated[Real, Field(ge=0, le=100), AfterValidator(_temperature)] = Field(
+    temperature: Temperature = Field(
         1.0, description="of behaviors, events and places; 0: the most probable"
     )
     top_p: Annotated[Real, Field(ge=1e-6, le=1)] = Field(
@@ -291,6 +184,7 @@ class DrawOptions(Settings):
     )
     seed: Seed = Field(0, description="same seed, same futures")
 
+    # refused where it is set, not after an hour of drawing
     @field_validator("until")
     @classmethod
     def _readable(cls, text: str | None) -> str | None:

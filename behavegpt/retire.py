@@ -12,7 +12,7 @@ from behavegpt import decision
 from behavegpt.errors import ConfigError
 from behavegpt.filters import classes_of
 from behavegpt.generation import constraints
-from behavegpt.predictor import model_folder
+from behavegpt.trained_folder import model_folder
 from behavegpt.training.model_folder import open_model, save_model
 
 BESIDE = (decision.FILE, constraints.FILE)  # of the same vocabulary, so they stay right

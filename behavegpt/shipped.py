@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent
 CARD = "README.md"
+UNIVERSAL = "universal"  # the name that stands for the shipped weights
 
 
 class Shipped(NamedTuple):
@@ -31,7 +32,7 @@ class Shipped(NamedTuple):
 
 
 SHIPPED = {
-    "universal": Shipped(
+    UNIVERSAL: Shipped(
         PACKAGE / "universal" / "weights",
         "predicts on any log without training: which count of a history to believe when",
     ),
@@ -46,6 +47,14 @@ def shipped_folder(name: str | Path) -> Path | None:
     """The folder of the trained model that ships under a name; None for other names, and where
     there is such a path.
 
-    The universal model has weights of its own kind: `zero_shot.load` opens it.
+    The universal model has weights of its own kind: `loading.load` opens it.
     """
     return SHIPPED["demo"].folder if str(name) == "demo" and not Path(name).exists() else None
+
+
+def is_universal(name: str | Path) -> bool:
+    """Whether a model's name means the shipped weights: `universal`, or a folder of others of the
+    kind."""
+    path = Path(name)
+    # a folder of the user's called `universal` comes before the shipped weights
+    return (str(name) == UNIVERSAL and not path.is_dir()) or (path / "universal.json").is_file()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from behavegpt.data.given import given_fields
-from behavegpt.data.memory_tables import Columns, memory_columns
+from behavegpt.data.memory_columns import Columns, memory_columns
 from behavegpt.data.times import calendar
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState
@@ -25,10 +25,10 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
 from behavegpt.generation.own_past import OwnPast
 from behavegpt.generation.result import Generated
-from behavegpt.generation.rollout import Draws
 from behavegpt.generation.sampling import Uniforms, choose
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.generation.state import horizon_of
+from behavegpt.generation.steps import Draws
 from behavegpt.universal.counted import CountedLog
 from behavegpt.universal.model import UniversalModel
 

@@ -8,6 +8,11 @@ splits 70/15/15 at two moments, counts the vocabularies of the training part, an
 ids; what they write is compared. Ours also does what the others leave out: rejects with reasons,
 order within equal times, hashes, data card. Each run is a fresh process, imports included, held to
 as many cores as it may have threads; programs take turns. Figures are the best of the repeats.
+Several sizes give the curve of time over size:
+
+    python benchmarks/prepare.py --events 1000000 10000000 100000000 --programs behavegpt \
+        --threads 2 --repeats 1 --result benchmarks/results/prepare_sizes.json
+
 Needs the extra `test` (pandas, polars). The table goes to benchmarks/results/prepare.json.
 """
 
@@ -219,11 +224,11 @@ def run_once(name: str, logs: Path, work: Path, threads: int, cache: Path) -> di
     return child(["--program", name, "--logs", str(logs), "--out", str(out)], threads, cache)
 
 
-def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All programs in turn, `repeats` times at each number of threads, and the comparison of what
-    they wrote."""
+def measure(args: argparse.Namespace, size: int, work: Path) -> dict[str, Any]:
+    """All programs in turn on `size` events, `repeats` times at each number of threads, and the
+    comparison of what they wrote."""
     cache = work / "bytecode"
-    logs = work / f"events_{args.events}.{args.format}"
+    logs = work / f"events_{size}.{args.format}"
     few = work / f"events_1000.{args.format}"
     for path in (logs, few):
         if not path.exists():
@@ -238,7 +243,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         for repeat in range(args.repeats):
             for name in args.programs:
                 figures = run_once(name, logs, work, threads, cache)
-                runs.append({"program": name, "threads": threads, "repeat": repeat, **figures})
+                run = {"events": size, "program": name, "threads": threads, "repeat": repeat}
+                runs.append(run | figures)
                 shown = "  ".join(f"{figure} {value:.1f}" for figure, value in figures.items())
                 print(f"{name:10} {threads} threads: {shown}", flush=True)
 
@@ -252,17 +258,17 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]], against: str = "pandas") -> list[dict[str, Any]]:
     """Best CPU time and smallest peak of each program, and the ratios to `against` at the same
     number of threads."""
-    best: dict[tuple[int, str], dict[str, float]] = {}
+    best: dict[tuple[int, int, str], dict[str, float]] = {}
     for run in runs:
-        low = best.setdefault((run["threads"], run["program"]), {})
+        low = best.setdefault((run["events"], run["threads"], run["program"]), {})
         for figure in ("cpu_s", "wall_s", "peak_mib"):
             low[figure] = min(run[figure], low.get(figure, run[figure]))
 
     rows = []
-    for (threads, program), low in best.items():
-        other = best.get((threads, against), low)
+    for (events, threads, program), low in best.items():
+        other = best.get((events, threads, against), low)
         ratios = {f"{figure}_ratio": low[figure] / other[figure] for figure in low}
-        rows.append({"threads": threads, "program": program, **low, **ratios})
+        rows.append({"events": events, "threads": threads, "program": program, **low, **ratios})
 
     return rows
 
@@ -270,15 +276,15 @@ def table(runs: list[dict[str, Any]], against: str = "pandas") -> list[dict[str,
 def report(rows: list[dict[str, Any]], equal: dict[str, float]) -> None:
     """Print the table, the ratios to pandas in brackets."""
     print(
-        f"\n{'threads':>7}  {'program':10}  {'CPU s':>16}  {'wall s':>16}  {'peak MiB':>18}   "
-        "(ratio to pandas)"
+        f"\n{'events':>11}  {'threads':>7}  {'program':10}  {'CPU s':>16}  {'wall s':>16}  "
+        f"{'peak MiB':>18}   (ratio to pandas)"
     )
     for row in rows:
         cells = (
             f"{row[f]:9.1f} ({row[f'{f}_ratio']:.2f})" for f in ("cpu_s", "wall_s", "peak_mib")
         )
         print(
-            f"{row['threads']:>7}  {row['program']:10}  "
+            f"{row['events']:>11,}  {row['threads']:>7}  {row['program']:10}  "
             + "  ".join(f"{cell:>16}" for cell in cells)
         )
 
@@ -290,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--events", type=int, nargs="+", default=[10_000_000])
     parser.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=3)
@@ -311,10 +317,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        measurement = measure(args, work)
+        measured_sizes = [measure(args, size, work) for size in args.events]
 
-    rows = table(measurement["runs"])
-    report(rows, measurement["equal"])
+    runs = [run for found in measured_sizes for run in found["runs"]]
+    equal = measured_sizes[-1]["equal"]
+    rows = table(runs)
+    report(rows, equal)
     packages = ("duckdb", "numpy", "pandas", "polars", "pyarrow")
     machine = {
         "cpu": platform.processor() or platform.machine(),
@@ -324,7 +332,9 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in packages}
     facts = {"events": args.events, "format": args.format, "machine": machine, "versions": versions}
     args.result.parent.mkdir(parents=True, exist_ok=True)
-    args.result.write_text(json.dumps({**facts, "table": rows, **measurement}, indent=1) + "\n")
+    args.result.write_text(
+        json.dumps({**facts, "table": rows, "runs": runs, "equal": equal}, indent=1) + "\n"
+    )
 
     return None
 
@@ -332,7 +342,7 @@ def main() -> None:
 def be_child(args: argparse.Namespace) -> None:
     """One measured program, or the making or comparing of files around them."""
     if args.program == "generate":
-        generate_log(args.logs, args.events)
+        generate_log(args.logs, args.events[0])
     elif args.program == "compare":
         (args.out[0] / "equal.json").write_text(json.dumps(compare(args.out)))
     else:

@@ -37,8 +37,8 @@ from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
 from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace
-from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import evaluate
 
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")

@@ -42,10 +42,13 @@ from behavegpt.generation.rollout import roll_out
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.grid import Grid, Row, Run, append_row, made_once, mean_and_deviation, read_rows
 from behavegpt.metrics import generation as metrics
+from behavegpt.metrics import horizon
 from behavegpt.metrics.generation import Sequences
+from behavegpt.metrics.horizon import Timeline
 from behavegpt.plots_generation import BEHAVIORS, futures
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"
@@ -58,12 +61,14 @@ LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 WINDOWS = (4, 8)  # behaviors of a window looked for in the training data
 SPEED_USERS = 256
+RANKED = 10  # behaviors of a drawn event that T-mAP ranks by their probability
 FIGURES = (
     *(
         f"{field}_{measure}"
         for field in ("behavior", "hour", "gap")
         for measure in ("ks", "wd", "jsd")
     ),
+    *("otd", "t_map", "t_map_w"),
     *("user_jsd", "bleu", "distinct2", "transition_tv", "memorized4", "memorized8", "consistent"),
 )
 
@@ -73,6 +78,17 @@ class Task(NamedTuple):
 
     histories: EncodedHistories
     real: Sequences
+    timeline: Timeline  # what `real` holds, and when
+
+
+class Drawn(NamedTuple):
+    """A generator's futures of S users, T events each."""
+
+    columns: dict[str, np.ndarray]  # (S, T), with `behavior` and `time`
+    gap: np.ndarray  # (S, T) seconds
+    noted: dict[str, Any]  # of a row
+    top: np.ndarray | None = None  # (S, T, n) the most probable behaviors, classes
+    probability: np.ndarray | None = None  # (S, T, n)
 
 
 def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
@@ -111,7 +127,27 @@ def make_task(store: EventStore, users: int, steps: int, least: int) -> Task:
     when = time_of[rows].astype(np.int64) + store.manifest.time_origin
     # a gap is to the event before, also where that one's behavior is unknown
     before = time_of[np.maximum(rows - 1, 0)].astype(np.int64) + store.manifest.time_origin
-    return Task(histories, sequences(store, behavior[rows].astype(np.int64), when, when - before))
+    ids = behavior[rows].astype(np.int64)
+    real = sequences(store, ids, when, when - before)
+    return Task(histories, real, timeline(histories, ids - FIRST, when))
+
+
+def timeline(
+    histories: EncodedHistories,
+    behavior: np.ndarray,
+    when: np.ndarray,
+    probability: np.ndarray | None = None,
+) -> Timeline:
+    """Classes (S, T, n) or (S, T), and epoch seconds (S, T), as days since the histories' ends;
+    without probabilities every event is certain."""
+    last = histories.columns["time"][histories.offsets[1:] - 1]
+    days = (when - last[:, None]) / DAY  # (S, T)
+    shape = behavior.shape
+    if len(shape) == 3:
+        days = np.broadcast_to(days[:, :, None], shape)
+    user = np.broadcast_to(np.arange(len(when)).reshape(-1, *[1] * (len(shape) - 1)), shape)
+    score = np.ones(shape) if probability is None else probability.astype(float)
+    return Timeline(user.ravel(), behavior.ravel(), days.ravel(), score.ravel())
 
 
 def sequences(
@@ -145,15 +181,15 @@ def model_of(store: EventStore, arguments: argparse.Namespace, seed: int) -> Pre
 
 def draw(
     name: str, store: EventStore, task: Task, arguments: argparse.Namespace, seed: int
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
-    """Columns (S, T) of a generator's futures with `time`, their gaps (S, T), and what is to be
-    noted."""
+) -> Drawn:
+    """A generator's futures of the task's users."""
     if name != MODEL:
         return draw_baseline(name, store, task, arguments, seed)
 
     predictor = model_of(store, arguments, seed)
     began = time.perf_counter()
-    options = [f"steps={arguments.steps}", f"seed={seed}", *arguments.options]
+    options = [f"steps={arguments.steps}", f"seed={seed}", f"probabilities={RANKED}"]
+    options += arguments.options
     drawn = futures_of(predictor, task.histories, options)
     noted = {
         "policies": drawn.policies,
@@ -162,12 +198,13 @@ def draw(
 
     shape = (len(task.real), arguments.steps)
     columns = {name: values.reshape(shape) for name, values in drawn.columns.items()}
-    return columns, columns["gap"], noted
+    top, probability = (part.reshape(*shape, -1) for part in (drawn.top, drawn.probability))
+    return Drawn(columns, columns["gap"], noted, top, probability)
 
 
 def draw_baseline(
     name: str, store: EventStore, task: Task, arguments: argparse.Namespace, seed: int
-) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
+) -> Drawn:
     """As `draw`, by a generator that is no BehaveGPT."""
     steps, columns_given, offsets = arguments.steps, task.histories.columns, task.histories.offsets
     histories = generators.Histories(columns_given, offsets, store.schema)
@@ -185,7 +222,7 @@ def draw_baseline(
         columns, gap = generators.generate(name, histories, store, steps, seed)
 
     last = columns_given["time"][offsets[1:] - 1]
-    return {**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, noted
+    return Drawn({**columns, "time": last[:, None] + np.cumsum(gap, axis=1)}, gap, noted)
 
 
 def futures_of(predictor: Predictor, histories: EncodedHistories, options: list[str]) -> Generated:
@@ -194,12 +231,18 @@ def futures_of(predictor: Predictor, histories: EncodedHistories, options: list[
     return roll_out(predictor.model, predictor.tokenizer, histories, settings, predictor.links)
 
 
-def score(
-    store: EventStore, task: Task, columns: dict[str, np.ndarray], gap: np.ndarray
-) -> dict[str, Any]:
+def score(store: EventStore, task: Task, found: Drawn) -> dict[str, Any]:
     """Metrics and histograms of futures."""
-    drawn = sequences(store, columns["behavior"], columns["time"], gap)
-    figures: dict[str, Any] = metrics.compare(task.real, drawn, store.behaviors.classes)
+    columns, classes = found.columns, store.behaviors.classes
+    drawn = sequences(store, columns["behavior"], columns["time"], found.gap)
+    figures: dict[str, Any] = metrics.compare(task.real, drawn, classes)
+
+    certain = timeline(task.histories, columns["behavior"] - FIRST, columns["time"])
+    figures["otd"] = horizon.otd(task.timeline, certain, len(task.real))
+    forecast = certain
+    if found.top is not None:
+        forecast = timeline(task.histories, found.top, columns["time"], found.probability)
+    figures |= horizon.t_map(task.timeline, forecast, classes)
 
     # copies are judged beside the real futures, which also repeat what training shows
     training = training_sequences(store)
@@ -339,8 +382,8 @@ def rows_of(
     name: str, row: Row, store: EventStore, task: Task, arguments: argparse.Namespace
 ) -> Iterator[Row]:
     """The one row of a generator and a seed."""
-    columns, gap, noted = draw(name, store, task, arguments, row["seed"])
-    row = {**row, **score(store, task, columns, gap), **noted}
+    found = draw(name, store, task, arguments, row["seed"])
+    row = {**row, **score(store, task, found), **found.noted}
     yield row
     print(row["generator"], row["seed"], {f: round(row[f], 4) for f in FIGURES}, file=sys.stderr)
 

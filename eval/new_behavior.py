@@ -47,8 +47,8 @@ from behavegpt.ingest.prepare import prepare
 from behavegpt.io import workspace
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import evaluate, hidden_states
 
 Examples = tuple[torch.Tensor, torch.Tensor]  # states (M, C) and the classes (M,) that followed

@@ -24,9 +24,10 @@ from behavegpt.datasets.synthetic import small_log
 from behavegpt.decision import FILE, Thresholds, learn_thresholds, load_thresholds, save_thresholds
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.fitting import FittedPredictor
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.serving.app import make_app
 from behavegpt.serving.requests import ServeSettings
+from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import evaluate
 from behavegpt.training.model_folder import open_model
 from behavegpt.training.settings import DecisionSettings

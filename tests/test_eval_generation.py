@@ -53,6 +53,16 @@ def test_the_task_holds_what_came_after(script, data):
         assert task.real.gap[mine].tolist() == [time[i] - time[i - 1] for i in future]
 
 
+def test_what_happened_is_the_best_forecast(script, data):
+    store = open_store(data)
+    task = script.make_task(store, users=20, steps=15, least=5)
+    users, classes = len(task.real), store.behaviors.classes
+    assert script.horizon.otd(task.timeline, task.timeline, users) == 0
+    found = script.horizon.t_map(task.timeline, task.timeline, classes)
+    assert found["t_map_w"] == 1 and found["t_map"] > 0.5
+    assert np.all(task.timeline.days >= 0)
+
+
 def test_rows_table_and_figure(script, data, tmp_path, capsys):
     line = [
         str(data),
@@ -78,6 +88,8 @@ def test_rows_table_and_figure(script, data, tmp_path, capsys):
         ),
     ]
     assert rows[-1]["consistent"] == 1
+    for row in rows[2:]:
+        assert 0 < row["otd"] <= 20 and 0 <= row["t_map"] <= 1 and 0 <= row["t_map_w"] <= 1
     assert script.main(line) == 0
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows), (
         "finished rows are skipped"

@@ -17,7 +17,8 @@ from behavegpt.data.store import TEST, EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
-from behavegpt.evaluation import compare, metrics_table
+from behavegpt.evaluation import compare
+from behavegpt.evaluation_summary import metrics_table
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
 from behavegpt.predictor import Predictor
 from behavegpt.report import write_model_card, write_report

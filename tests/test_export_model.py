@@ -214,7 +214,10 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictor, _ = made({})
     save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
     command = ["export-model", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "torch"]
-    assert main([*command, "--json"]) == 0
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "io.json").write_text("{}")  # as an earlier export would have left it
+    assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["outputs"] == {
         "logits": ["rows", 5],
         "user_vector": ["rows", 32],
@@ -224,8 +227,6 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "model.pt2",
         "preprocessor_config.json",
     ]
-    assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
-    assert main([*command, "--overwrite"]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
 
 

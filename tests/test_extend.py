@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from behavegpt.cli import main
-from behavegpt.data.memory_tables import Counted, fit_tables, store_columns, with_classes
+from behavegpt.data.memory_columns import store_columns
+from behavegpt.data.memory_tables import Counted, fit_tables, with_classes
 from behavegpt.data.store import TRAIN
 from behavegpt.demo import online_retail
 from behavegpt.export_model import export_model
 from behavegpt.graph_inputs import GraphInputs
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
+from behavegpt.trained_folder import load
 from tests.conftest import ROOT
 from tests.helpers import random_store
 from tests.test_export_model import NEEDED, runner

@@ -17,13 +17,15 @@ from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.embeddings.pooling import NAMES
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.evaluation import compare, metrics_table
+from behavegpt.evaluation import compare
+from behavegpt.evaluation_summary import metrics_table
 from behavegpt.export_model import export_model
 from behavegpt.generation.constraints import learn_links
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction, EventCache
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
+from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import score
 from tests.helpers import random_store
 from tests.runs import save_store, tiny_settings

@@ -19,8 +19,8 @@ from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.generation.constraints import learn_links
-from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import score
 from behavegpt.training.model_folder import Trained
 from behavegpt.universal.model import load_universal

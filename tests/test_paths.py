@@ -137,14 +137,14 @@ def test_names_that_are_not_utf8_are_refused(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_streams_that_are_closed_or_full(home: Path, tmp_path: Path) -> None:
+def test_streams_that_are_closed_or_full(home: Path) -> None:
     """`2>&-` closes standard error; `--json > /dev/full` cannot be written."""
-    prepare(home / "log.csv", tmp_path / "data")
+    log = home / "log.csv"
     for redirected, code, told in (
         (">&- 2>&-", 0, ""),
         ("--json > /dev/full", 2, "the disk is full"),
     ):
-        line = f"{sys.executable} -m behavegpt doctor {tmp_path / 'data'} {redirected}"
+        line = f"{sys.executable} -m behavegpt prepare {log} --dry-run {redirected}"
         ended = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=ROOT)
         assert (
             ended.returncode == code and told in ended.stderr and "Traceback" not in ended.stderr

@@ -22,7 +22,8 @@ from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import BehaveGPTError, ConfigError, DataError
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import Predictor, load, model_folder
+from behavegpt.predictor import Predictor
+from behavegpt.trained_folder import load, model_folder
 from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 
@@ -412,11 +413,13 @@ def test_where_a_model_runs_and_with_which_kernel(
         asked.append((device.type, half, window))
         return "eager"
 
-    monkeypatch.setattr("behavegpt.predictor.choose_backend", choose)
+    monkeypatch.setattr("behavegpt.trained_folder.choose_backend", choose)
     opened = load(tmp_path / "model", "cpu")
     assert asked == [("cpu", False, 16)]
     assert opened.model.config._attn_implementation == "eager"
-    monkeypatch.setattr("behavegpt.predictor.choose_device", lambda device: torch.device("meta"))
-    monkeypatch.setattr("behavegpt.predictor.choose_precision", lambda wanted, device: "bf16")
+    monkeypatch.setattr(
+        "behavegpt.trained_folder.choose_device", lambda device: torch.device("meta")
+    )
+    monkeypatch.setattr("behavegpt.trained_folder.choose_precision", lambda wanted, device: "bf16")
     assert load(tmp_path / "model").model.device.type == "meta"
     assert asked[1:] == [("meta", True, 16)]

@@ -234,6 +234,19 @@ def test_intervals_and_examples_by_behavior_are_on_the_page(tmp_path: Path) -> N
     assert "wrong, for example: user u8" in text
 
 
+def test_groups_stand_beside_the_best_other_model() -> None:
+    line = {"group": "<at>", "rows": 1200, "users": 7}
+    line |= {"rec_w": {"behavegpt": 0.5, "markov": 0.25, "counts": 0.4}}
+    line |= {"ndcg@3": {"behavegpt": 0.6, "markov": 0.35, "counts": 0.5}}
+    models = {"behavegpt": {"rec_w": 0.5}, "markov": {"rec_w": 0.2}, "counts": {"rec_w": 0.4}}
+    [table] = tables.group_tables({"models": models, "groups": {"country": [line]}})
+    assert table["title"] == "country"
+    [row] = table["rows"]
+    assert row == {"group": "<at>", "cells": ["1,200", "7", "0.500", "0.400", "0.600", "0.500"]}
+    assert len(table["header"]) == len(row["cells"])
+    assert tables.group_tables({}) == []  # an evaluation of before
+
+
 def test_the_script_is_the_one_the_page_allows(page: str) -> None:
     script = page.split("<script>")[1].split("</script>")[0]
     found = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -10,7 +10,8 @@ import pytest
 
 from behavegpt.cli import main
 from behavegpt.data.tokenizer import EncodedHistories
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
+from behavegpt.trained_folder import load
 from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 from tests.test_user_states import histories, made

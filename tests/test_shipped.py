@@ -18,8 +18,8 @@ from behavegpt.demo.run import SPLIT
 from behavegpt.evaluation import compare
 from behavegpt.finetune import FinetuneSettings
 from behavegpt.ingest.prepare import prepare
-from behavegpt.predictor import load
 from behavegpt.shipped import SHIPPED, shipped_folder
+from behavegpt.trained_folder import load
 
 CARDS = {name: model.card.read_text(encoding="utf-8") for name, model in SHIPPED.items()}
 FIGURES = {"rec_w": 0, "rec_m": 1, "ndcg@3": 2}  # columns of the card's table

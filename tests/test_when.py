@@ -20,14 +20,15 @@ from behavegpt.data.store import SPLITS, TEST, EventStore, open_store
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.errors import BehaveGPTError, CheckpointError, ConfigError, DataError
 from behavegpt.ingest.asked import seconds_of
-from behavegpt.predictor import Predictor, load
+from behavegpt.loading import load_zero_shot
+from behavegpt.predictor import Predictor
 from behavegpt.timing.answer import LEVELS
 from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
 from behavegpt.timing.files import FILE, load_gaps, save_gaps
 from behavegpt.timing.fit import fit_gaps, kaplan_meier
 from behavegpt.timing.gaps import Gaps
 from behavegpt.timing.moments import moments_of, moments_of_store, until
-from behavegpt.zero_shot import load_zero_shot
+from behavegpt.trained_folder import load
 from tests.conftest import ROOT
 from tests.helpers import random_store
 

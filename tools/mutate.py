@@ -33,6 +33,7 @@ from trials import OPTIONS, known_functions, try_out
 # what is changed, below behavegpt/ -> the tests that should notice, below tests/, those that are
 # likely to and quick first; of two parts that hold a module the narrower one counts
 TESTS: dict[str, tuple[str, ...]] = {
+    "adapt/mode_table.py": ("adapt/test_transfer.py",),
     "adapt/transfer.py": ("adapt/test_transfer.py", "adapt/test_finetune.py"),
     "baselines/counts.py": ("baselines/test_counts.py",),
     "challenge/scores.py": ("challenge/test_scores.py", "challenge/test_evaluate.py"),
@@ -72,6 +73,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "test_user_states.py",
         "test_ecosystem.py",
     ),
+    "trained_model.py": ("test_predictor.py", "test_user_states.py"),
     "training/checkpoint.py": ("training/test_checkpoint.py", "training/test_steps.py"),
     "training/evaluate.py": ("training/test_evaluate.py", "test_prior_correction.py"),
     "training/journal.py": ("training/test_journal.py", "training/test_steps.py"),

@@ -22,6 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 # (B, T, D), x_BLD
 SHAPE = re.compile(r"\([A-Z][\w' +*/-]*,[^)]*\)|\(\d?,\)|\b\w+_[BTLNDCKHRV]{2,}\b")
+TEST = re.compile(r"^ *(?:async )?def test_", re.MULTILINE)
 MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 # columns, lines of a function, parameters, lines of a module
 WIDE, LONG, MANY, SMALL = 100, 50, 7, 40
@@ -67,8 +68,8 @@ def read(path: Path) -> Module:
     return Module(path, text.splitlines(), ast.parse(text), comments)
 
 
-def measure(modules: list[Module], tests: list[Module]) -> dict[str, Measure]:
-    """Name -> row of the table, in the order of the table."""
+def measure(modules: list[Module], tests: list[str]) -> dict[str, Measure]:
+    """Name -> row of the table, in the order of the table; `tests` are texts of files."""
     rows: dict[str, Measure] = {}
     lines = sum(len(module.lines) for module in modules)
     sizes = [len(module.lines) for module in modules]
@@ -108,8 +109,9 @@ def measure(modules: list[Module], tests: list[Module]) -> dict[str, Measure]:
     ]
     row("names", "public names of modules", len(public))
     listed("marks", "TODO, FIXME, XXX, HACK", marked(modules), "0")
-    tested = sum(len(module.lines) for module in tests)
-    cases = sum(node.name.startswith("test_") for module in tests for node in module.functions)
+    # by lines alone: reading all tests as code takes seconds
+    tested = sum(len(text.splitlines()) for text in tests)
+    cases = sum(len(TEST.findall(text)) for text in tests)
     row("tests", "test / library lines (test functions)", f"{tested / lines:.2f} ({cases})")
 
     return rows
@@ -276,7 +278,8 @@ def main(argv: list[str] | None = None) -> int:
     modules = [
         read(path) for folder in asked.folders for path in sorted(folder.resolve().rglob("*.py"))
     ]
-    rows = measure(modules, [read(path) for path in sorted((ROOT / "tests").rglob("*.py"))])
+    tests = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("*.py"))]
+    rows = measure(modules, tests)
 
     if asked.listed:
         if asked.listed not in rows:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from behavegpt.adapt.mode_table import PARTS, TRAINED, part_of
 from behavegpt.adapt.settings import LoraSettings
-from behavegpt.adapt.transfer import PARTS, TRAINED, Counts, TensorPlan, part_of
+from behavegpt.adapt.transfer import Counts, TensorPlan
 from behavegpt.checksums import seal
 from behavegpt.data.memory_files import load_counts, save_counts
 from behavegpt.data.tokenizer import EventTokenizer

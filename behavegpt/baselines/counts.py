@@ -43,15 +43,10 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.data.given import check_schema, moved
+from behavegpt.data.memory_columns import Columns, store_columns
 from behavegpt.data.memory_dense import RECENT, Chain, Level, Replay
-from behavegpt.data.memory_tables import (
-    CONTEXTS,
-    Columns,
-    Counted,
-    Tables,
-    fit_tables,
-    store_columns,
-)
+from behavegpt.data.memory_keys import CONTEXTS
+from behavegpt.data.memory_tables import Counted, Tables, fit_tables
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import TRAIN, VALID, EventStore
 

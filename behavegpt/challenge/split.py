@@ -219,6 +219,7 @@ def _check_joined(
     columns = pq.read_schema(file).names
     for column in columns:
         query = f"SELECT count(*), count(DISTINCT sku), min(sku) FROM read_parquet({literal(file)})"
+        # one query a column names an example; a join that failed leaves all of them empty
         rows, skus, first = one_row(con, f"{query} WHERE {quoted(column)} IS NULL")
         if rows:
             raise DataError(
@@ -265,4 +266,5 @@ def _publish(work: Path, target: Path) -> None:
     for name in ("input", "target"):
         (target / name).mkdir(exist_ok=True)
     for file in files:
+        # renames within one disk: each file is there as a whole or not at all
         os.replace(file, target / file.relative_to(work))

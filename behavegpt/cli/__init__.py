@@ -18,11 +18,13 @@ from typing import Any
 from behavegpt.cli import (
     benchmark,
     challenge,
-    data,
+    convert,
     decision,
+    evaluate,
     export,
     generate,
     predict,
+    prepare,
     probe,
     profile,
     scale,
@@ -39,8 +41,10 @@ from behavegpt.signals import interrupting
 
 COMMANDS: dict[str, Command | Group] = {
     "demo": tools.COMMANDS["demo"],
-    **data.COMMANDS,
+    **prepare.COMMANDS,
+    **convert.COMMANDS,
     **train.COMMANDS,
+    **evaluate.COMMANDS,
     **predict.COMMANDS,
     **decision.COMMANDS,
     **when.COMMANDS,

@@ -1,4 +1,4 @@
-"""The command that learns a model's decision rule."""
+"""The options of a model's decision rule, and `thresholds`, which learns one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import Any
 from behavegpt.cli.command import Arguments, Command, Parser, given_options, show
 
 FIGURES = ("rec_w", "rec_m", "f1_w", "f1_m")
+
+
+def decision_arguments(parser: Parser) -> None:
+    """`--prior-correction` and `--thresholds`."""
+    parser.add_argument(
+        "--prior-correction",
+        type=float,
+        default=0.0,
+        metavar="TAU",
+        help="subtract TAU * log(training frequency) from the logits, to favor rare behaviors",
+    )
+    parser.add_argument(
+        "--thresholds",
+        action="store_true",
+        help="subtract the thresholds that `behavegpt thresholds` has learned instead",
+    )
 
 
 def _thresholds_arguments(parser: Parser) -> None:
@@ -34,10 +50,10 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.decision import FILE, learn_thresholds, save_thresholds
     from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
-    from behavegpt.predictor import load, model_folder
-    from behavegpt.shipped import shipped_folder
+    from behavegpt.shipped import is_universal, shipped_folder
+    from behavegpt.trained_folder import load, model_folder
     from behavegpt.training.settings import DecisionSettings
-    from behavegpt.zero_shot import NO_THRESHOLDS, is_universal
+    from behavegpt.zero_shot import NO_THRESHOLDS
 
     given = given_options(arguments, ("objective", "keep", "min_targets"))
     settings = check_settings(DecisionSettings, given, "thresholds")

@@ -60,8 +60,8 @@ def log_arguments(parser: Parser) -> None:
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
     universal one."""
-    from behavegpt.predictor import load
-    from behavegpt.zero_shot import is_universal
+    from behavegpt.shipped import is_universal
+    from behavegpt.trained_folder import load
 
     if is_universal(arguments.model):
         raise ConfigError(
@@ -81,7 +81,8 @@ def load_with_logs(
 
     Raises ConfigError where logs are missing.
     """
-    from behavegpt.zero_shot import is_universal, load_zero_shot
+    from behavegpt.loading import load_zero_shot
+    from behavegpt.shipped import is_universal
 
     if is_universal(arguments.model):
         refuse_users(arguments)
@@ -108,14 +109,15 @@ def load_uncounted(
 ) -> tuple[Predictor | UniversalPredictor, dict[str, Any]]:
     """The predictor, and what the options say of the log's columns, for a command that reads the
     log itself."""
-    from behavegpt.zero_shot import is_universal, load_zero_shot
+    from behavegpt.loading import load_zero_shot
+    from behavegpt.shipped import is_universal
 
     if is_universal(arguments.model):
         refuse_users(arguments)
         universal = load_zero_shot(arguments.model)
         return universal, log_changes(arguments, counting=not universal.counted)
 
-    from behavegpt.predictor import load
+    from behavegpt.trained_folder import load
 
     predictor, changes = load(arguments.model), log_changes(arguments)
     if not arguments.users:

@@ -1,162 +1,22 @@
-"""Commands that use a trained model: evaluate, predict, embed."""
+"""Commands that ask a model about the users of a log: predict, embed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import TABLES, Arguments, Command, Output, Parser, give, show
+from behavegpt.cli.decision import decision_arguments
 from behavegpt.cli.filters import filter_arguments, read_filters
 from behavegpt.cli.generate import tell_next
 from behavegpt.cli.label import predict_labels
-from behavegpt.cli.models import given_argument, load_with_logs, log_arguments, say_unread
+from behavegpt.cli.models import load_with_logs, log_arguments, say_unread
 from behavegpt.cli.when import tell_when, when_arguments
 
-
-def _decision_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--prior-correction",
-        type=float,
-        default=0.0,
-        help="subtract TAU * log(training frequency) from the logits, to favor rare behaviors",
-    )
-    parser.add_argument(
-        "--thresholds",
-        action="store_true",
-        help="subtract the thresholds that `behavegpt thresholds` has learned instead",
-    )
-
-
-def _evaluate_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "model", type=Path, help="model folder, for example runs/mine/model; or `universal`, `demo`"
-    )
-    parser.add_argument("data", type=Path, help="prepared folder")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help=(
-            "metrics file; more results are written next to it (default: "
-            "eval/metrics.json next to the model folder)"
-        ),
-    )
-    parser.add_argument(
-        "--split",
-        choices=("valid", "test"),
-        default="test",
-        help="which events to predict (default test)",
-    )
-    parser.add_argument(
-        "--baselines",
-        action="store_true",
-        help="also evaluate the count baselines, on the same rows",
-    )
-    _decision_arguments(parser)
-    given_argument(parser, "universal only: what is known about the event to predict")
-
-
-def _evaluate(arguments: Arguments) -> Any:
-    from contextlib import nullcontext
-
-    import torch
-    from accelerate import PartialState
-
-    from behavegpt.data.loader import Share
-    from behavegpt.data.store import open_store
-    from behavegpt.errors import ConfigError
-    from behavegpt.evaluation import compare, metrics_table
-    from behavegpt.locks import lock
-    from behavegpt.outputs import check_output
-    from behavegpt.predictor import load
-    from behavegpt.training.ranks import tell_ranks
-    from behavegpt.zero_shot import is_universal
-
-    if is_universal(arguments.model):
-        return _evaluate_universal(arguments)
-    if arguments.given:
-        raise ConfigError(
-            "--given is for `universal`; for a trained model, model.given was fixed in training."
-        )
-
-    out = arguments.out or _metrics_file(arguments)
-    state = PartialState(cpu=not torch.cuda.is_available())
-    tell_ranks(state)
-    check_output(out, "file")
-
-    # all processes score their share of the rows; one writes the result
-    with lock(out) if state.is_main_process else nullcontext():
-        result = compare(
-            load(arguments.model, state.device),
-            open_store(arguments.data),
-            out,
-            split=arguments.split,
-            baselines=arguments.baselines,
-            prior_correction=arguments.prior_correction,
-            thresholds=arguments.thresholds,
-            share=Share(state.process_index, state.num_processes),
-        )
-
-    if not state.is_main_process:
-        return None
-
-    show(arguments, *metrics_table(result))
-    print(
-        f"written: {out}, and next to it per_behavior.csv, confusion.json, examples.json",
-        file=sys.stderr,
-    )
-    return result
-
-
-def _metrics_file(arguments: Arguments) -> Path:
-    """Where the figures of a split go by default: beside the model folder."""
-    from behavegpt.predictor import model_folder
-    from behavegpt.shipped import shipped_folder
-
-    name = "metrics.json" if arguments.split == "test" else f"metrics.{arguments.split}.json"
-    if shipped_folder(arguments.model):  # nothing is written into the package
-        return Path(arguments.data / "eval" / f"{arguments.model}.{name}")
-    return model_folder(arguments.model).parent / "eval" / name
-
-
-def _evaluate_universal(arguments: Arguments) -> Any:
-    from behavegpt.data.given import in_order
-    from behavegpt.data.store import open_store
-    from behavegpt.errors import ConfigError
-    from behavegpt.evaluate_universal import evaluate_universal
-    from behavegpt.evaluation import metrics_table
-    from behavegpt.locks import lock
-    from behavegpt.outputs import check_output
-    from behavegpt.zero_shot import load_zero_shot
-
-    if arguments.prior_correction or arguments.thresholds:
-        raise ConfigError(
-            "--prior-correction and --thresholds are for trained models; remove them "
-            "with `universal`."
-        )
-
-    given = in_order(arguments.given or ())
-    # what is known of the target is in the file's name: other figures, another file
-    name = f"universal_given_{'_'.join(given)}" if given else "universal"
-    name += ".json" if arguments.split == "test" else f".{arguments.split}.json"
-    out = arguments.out or arguments.data / "eval" / name
-    check_output(out, "file")
-    model = load_zero_shot(arguments.model).model
-
-    with lock(out):
-        result = evaluate_universal(
-            model,
-            open_store(arguments.data),
-            out,
-            split=arguments.split,
-            baselines=arguments.baselines,
-            given=given,
-        )
-
-    show(arguments, *metrics_table(result))
-    print(f"written: {out}", file=sys.stderr)
-    return result
+if TYPE_CHECKING:
+    from behavegpt.predictions import Predictions
 
 
 def _predict_arguments(parser: Parser) -> None:
@@ -171,7 +31,7 @@ def _predict_arguments(parser: Parser) -> None:
         help="log files with the training log's columns; any log with `universal`",
     )
     parser.add_argument("--top-k", type=int, default=5, help="behaviors per user (default 5)")
-    _decision_arguments(parser)
+    decision_arguments(parser)
     filter_arguments(parser)
     parser.add_argument(
         "--at",
@@ -260,6 +120,11 @@ def _predict(arguments: Arguments) -> Any:
     if arguments.save and save:
         say(f"written: {save(arguments.save)} (tables and states)")
 
+    return _given_or_shown(arguments, predictions)
+
+
+def _given_or_shown(arguments: Arguments, predictions: Predictions) -> Any:
+    """What the command gives; None once the first users were shown."""
     facts = {name: getattr(predictions, name) for name in ("unknown", "rejected", "empty")}
     given = give(arguments, predictions, **facts)
     if given is not None:
@@ -325,14 +190,6 @@ def _embed(arguments: Arguments) -> Any:
 
 
 COMMANDS: dict[str, Command] = {
-    "evaluate": Command(
-        "evaluate a model on held-out events, next to simple baselines",
-        "  behavegpt evaluate runs/mine/model data/mine --baselines\n"
-        "  behavegpt evaluate runs/mine/model data/mine --out metrics.json --prior-correction 0.25",
-        _evaluate_arguments,
-        _evaluate,
-        {"out": Output("file", (".json",))},
-    ),
     "predict": Command(
         "predict the most probable next behaviors of each user in a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"

@@ -121,7 +121,8 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
     from behavegpt.cli.command import named_logs
     from behavegpt.data.state_files import holds_states
     from behavegpt.errors import ConfigError
-    from behavegpt.zero_shot import is_universal, load_zero_shot
+    from behavegpt.loading import load_zero_shot
+    from behavegpt.shipped import is_universal
 
     universal = None
     if is_universal(arguments.model):
@@ -169,7 +170,7 @@ def _export_model_arguments(parser: Parser) -> None:
 
 def _export_model(arguments: Arguments) -> Any:
     from behavegpt.console import say
-    from behavegpt.predictor import load
+    from behavegpt.trained_folder import load
 
     if arguments.format == "transformers":
         from behavegpt.export_code import export_code

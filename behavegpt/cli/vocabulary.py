@@ -23,7 +23,7 @@ def _retire(arguments: Arguments) -> Any:
     from behavegpt.console import say
     from behavegpt.errors import ConfigError
     from behavegpt.retire import retire
-    from behavegpt.zero_shot import is_universal
+    from behavegpt.shipped import is_universal
 
     if is_universal(arguments.model):
         raise ConfigError(
@@ -39,7 +39,7 @@ def _add(arguments: Arguments) -> Any:
     from behavegpt.console import say
     from behavegpt.errors import ConfigError
     from behavegpt.extend import add_behaviors
-    from behavegpt.zero_shot import is_universal
+    from behavegpt.shipped import is_universal
 
     if is_universal(arguments.model):
         raise ConfigError(

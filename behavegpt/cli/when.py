@@ -102,13 +102,13 @@ def _when(arguments: Arguments) -> Any:
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
-    from behavegpt.options import WhenOptions, span_seconds
-    from behavegpt.predictor import load, model_folder
-    from behavegpt.shipped import shipped_folder
+    from behavegpt.option_types import span_seconds
+    from behavegpt.options import WhenOptions
+    from behavegpt.shipped import is_universal, shipped_folder
     from behavegpt.timing.evaluate import evaluate_gaps, evaluate_within
     from behavegpt.timing.files import FILE, save_gaps
     from behavegpt.timing.fit import fit_gaps
-    from behavegpt.zero_shot import is_universal
+    from behavegpt.trained_folder import load, model_folder
 
     given = given_options(arguments, ("within",))
     seconds = span_seconds(check_settings(WhenOptions, given, "when").within)

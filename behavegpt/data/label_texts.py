@@ -74,6 +74,7 @@ def _is_inexact(text: str) -> bool:
 
 
 def _integer(text: str) -> str:
+    # 1.0 is what a float column writes for the integer 1
     if not _is_long_integer(text):
         return text
     return "0" if _is_zero(text) else text.partition(".")[0]
@@ -89,6 +90,7 @@ def _fits_number(text: str) -> bool:
 def _number(text: str) -> str:
     if not _is_number(text) or abs(float(text)) >= EXACT["DOUBLE"]:
         return text
+    # + 0 turns -0.0 into 0.0, as the SQL does
     return repr(float(text) + 0)
 
 
@@ -113,6 +115,7 @@ def _moment(text: str) -> str:
     if len(text) == len("2024-05-01"):
         return f"{text} 00:00:00"
 
+    # microseconds lose their trailing zeros, and the point when none are left
     cut = re.sub(r"([.][0-9]*[1-9])0+$", r"\1", text.replace("T", " "))
     return re.sub(r"[.]0+$", "", cut)
 

@@ -16,8 +16,8 @@ import numpy as np
 from behavegpt.batch import PackedBatch
 from behavegpt.data.collate import BatchFields, collate
 from behavegpt.data.given import moved
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
-from behavegpt.data.memory_tables import Columns
 from behavegpt.data.pack import RowPlan, evaluation_windows, pack_rows, training_windows
 from behavegpt.data.store import EventStore
 

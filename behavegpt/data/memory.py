@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.data.compiled import kernel
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_observe import observe, take_up
 from behavegpt.data.memory_past import EXPERTS, WEIGHTS, Past, clear, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
-from behavegpt.data.memory_tables import Columns, Tables
+from behavegpt.data.memory_tables import Tables
 
 # events before a reading that reliability looks back on: of older ones .92 ** 512 would be left
 JUDGED = 512

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from behavegpt.data.compiled import inner
+from behavegpt.data.memory_keys import GLOBAL, find
 from behavegpt.data.memory_observe import events_of
 from behavegpt.data.memory_past import CLASS_ROW, CLASSES, Past
-from behavegpt.data.memory_tables import GLOBAL, Tables, find
+from behavegpt.data.memory_tables import Tables
 
 # candidates of a position; 5 or 12 of each global context give the same figures (docs/log.md)
 CANDIDATES = 64

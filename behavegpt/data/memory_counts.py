@@ -17,17 +17,10 @@ import numpy as np
 from behavegpt.data.compiled import kernel
 from behavegpt.data.given import Moment, moved
 from behavegpt.data.memory import Spans, read_memory
+from behavegpt.data.memory_columns import Columns, memory_columns, store_columns
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import LENGTHS, fit_shares
-from behavegpt.data.memory_tables import (
-    FOLDS,
-    Columns,
-    Counted,
-    Tables,
-    fit_tables,
-    memory_columns,
-    store_columns,
-)
+from behavegpt.data.memory_tables import FOLDS, Counted, Tables, fit_tables
 from behavegpt.data.store import TRAIN, EventStore
 
 if TYPE_CHECKING:

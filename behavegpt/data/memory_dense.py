@@ -16,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.data.compiled import inner, kernel
+from behavegpt.data.memory_columns import Columns
+from behavegpt.data.memory_keys import CONTEXTS, find
 from behavegpt.data.memory_observe import take_up
 from behavegpt.data.memory_past import CLASSES, KNOWN, OWN, Past, clear, new_past
-from behavegpt.data.memory_tables import CONTEXTS, Columns, Tables, find
+from behavegpt.data.memory_tables import Tables
 
 RECENT = "user_recent"
 READ = (

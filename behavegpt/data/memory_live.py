@@ -14,12 +14,13 @@ from numba.typed import List
 from behavegpt.data.compiled import kernel
 from behavegpt.data.given import moved
 from behavegpt.data.memory import JUDGED
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
 from behavegpt.data.memory_observe import ask, observe, take_up
 from behavegpt.data.memory_past import EXPERTS, WEIGHTS, Past, new_past
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
 from behavegpt.data.memory_state import Moments, moments_of
-from behavegpt.data.memory_tables import Columns, Tables
+from behavegpt.data.memory_tables import Tables
 
 
 class LiveMemory:

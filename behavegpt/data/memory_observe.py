@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from behavegpt.data.compiled import inner
+from behavegpt.data.memory_columns import Columns
+from behavegpt.data.memory_keys import GLOBAL, Preceding, find, global_keys
 from behavegpt.data.memory_past import (
     CLASS_ROW,
     CLASSES,
@@ -28,14 +30,7 @@ from behavegpt.data.memory_past import (
     WORST,
     Past,
 )
-from behavegpt.data.memory_tables import (
-    GLOBAL,
-    Columns,
-    Preceding,
-    Tables,
-    find,
-    global_keys,
-)
+from behavegpt.data.memory_tables import Tables
 
 _G, _O, _T, _J = len(GLOBAL), len(OWN), len(DECAYS), len(EXPERTS)
 

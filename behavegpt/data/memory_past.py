@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.data.compiled import inner
-from behavegpt.data.memory_tables import GLOBAL
+from behavegpt.data.memory_keys import GLOBAL
 
 OWN = ("after_behavior", "after_two", "at_hour", "at_place", "at_weekday_hour")
 DECAYS = (2.0, 8.0, 30.0, 120.0)  # events after which a count has fallen to 1/e

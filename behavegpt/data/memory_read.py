@@ -12,6 +12,7 @@ import numpy as np
 
 from behavegpt.data.compiled import inner
 from behavegpt.data.memory_candidates import CANDIDATES, OWN_CANDIDATES, candidates, slot_of
+from behavegpt.data.memory_keys import GLOBAL, find
 from behavegpt.data.memory_observe import events_of
 from behavegpt.data.memory_past import (
     CLASSES,
@@ -27,7 +28,7 @@ from behavegpt.data.memory_past import (
     WEEKDAY,
     Past,
 )
-from behavegpt.data.memory_tables import GLOBAL, Tables, find
+from behavegpt.data.memory_tables import Tables
 
 _G, _O, _T, _J = len(GLOBAL), len(OWN), len(DECAYS), len(EXPERTS)
 _RECENT = USER + 1 + _O  # the first decayed count

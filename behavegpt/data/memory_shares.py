@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from behavegpt.data.memory import Spans, read_memory
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_read import Readings
-from behavegpt.data.memory_tables import FOLDS, Columns, Counted, fit_tables
+from behavegpt.data.memory_tables import FOLDS, Counted, fit_tables
 from behavegpt.ragged import ranges
 
 LENGTHS = np.array([3, 10, 30, 100])  # known events at which the next shares begin

@@ -15,6 +15,8 @@ import numpy as np
 
 from behavegpt.data.compiled import kernel
 from behavegpt.data.given import moved
+from behavegpt.data.memory_columns import Columns
+from behavegpt.data.memory_keys import find
 from behavegpt.data.memory_observe import ask, observe, take
 from behavegpt.data.memory_past import (
     CLASSES,
@@ -29,7 +31,7 @@ from behavegpt.data.memory_past import (
     new_past,
 )
 from behavegpt.data.memory_read import Readings, filled, new_readings, read
-from behavegpt.data.memory_tables import Columns, Tables, find
+from behavegpt.data.memory_tables import Tables
 
 ROOM = 8  # events of a new past; doubled when it is full
 # fields of a Past as they are packed

@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from behavegpt.data.given import Moment
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import Counts, counted_columns, eras_of, memory_tensors
 from behavegpt.data.memory_past import LATEST, Past, new_past
 from behavegpt.data.memory_state import ROOM, Moments, extend, moments_of, read_pasts
-from behavegpt.data.memory_tables import Columns
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.errors import DataError
 

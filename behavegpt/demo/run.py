@@ -19,13 +19,15 @@ from behavegpt.console import say, stage, table
 from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
-from behavegpt.evaluation import compare, metrics_table
+from behavegpt.evaluation import compare
+from behavegpt.evaluation_summary import metrics_table
 from behavegpt.ingest.prepare import prepare
 from behavegpt.io import write_json
 from behavegpt.locks import lock
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.report import write_model_card, write_report
+from behavegpt.trained_folder import load
 from behavegpt.universal.model import load_universal
 
 STAGES = 7  # that the console counts

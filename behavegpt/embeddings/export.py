@@ -36,7 +36,7 @@ from behavegpt.errors import ConfigError, DataError
 from behavegpt.ingest.sources import Logs
 from behavegpt.io import discard, put_in_place, read_json, remove_stale, write_json
 from behavegpt.locks import lock
-from behavegpt.options import Real
+from behavegpt.option_types import Real
 from behavegpt.outputs import check_output
 from behavegpt.paths import local_path, target
 from behavegpt.training.model_folder import Trained

@@ -19,7 +19,8 @@ from behavegpt.errors import ConfigError
 from behavegpt.history_batches import Histories, history_batches, memory_of_histories
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
-from behavegpt.options import MOST_BEHAVIORS, EmbedOptions
+from behavegpt.option_types import MOST_BEHAVIORS
+from behavegpt.options import EmbedOptions
 
 DAY = 86400.0
 INPUT, FINAL = 0, -1  # layers: the embedded events, and the output behind the last norm

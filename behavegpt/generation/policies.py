@@ -11,7 +11,7 @@ from behavegpt.errors import ConfigError
 from behavegpt.generation.constraints import Links
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.model import BehaveGPTForBehaviorPrediction
-from behavegpt.options import Policy
+from behavegpt.option_types import Policy
 
 TRAIN_HEADS = "model.next_heads=[event,location,gap,slot]"
 GIVEN = {"event": "behavior", "location": "event"}  # field -> the field that it is drawn after

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from behavegpt.options import DrawOptions, Whole
+from behavegpt.option_types import Whole
+from behavegpt.options import DrawOptions
 
 
 class GenerationSettings(DrawOptions):

@@ -214,6 +214,17 @@ def fit_vocabularies(
         for field in labels
     }
 
+    _check_labels(plan, result, labels, min_count)
+    return result
+
+
+def _check_labels(
+    plan: Plan,
+    result: dict[str, Vocabulary],
+    labels: dict[str, pa.StringArray],
+    min_count: int,
+) -> None:
+    """Raise DataError for a vocabulary that holds nothing, but should."""
     # the others may be empty: all their labels are unknown then
     for field in {"event", "behavior"}.intersection(result):
         if not result[field].classes:
@@ -231,8 +242,6 @@ def fit_vocabularies(
                 f"split, but such values as {labels[field][1].as_py()!r}; write numbers with a "
                 f"decimal point and no unit, or name the column with {option}."
             )
-
-    return result
 
 
 def _added_up(labels: pa.StringArray, counts: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:

@@ -90,6 +90,7 @@ def encode_histories(
 
 def rows_as_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
     """Columns of a list of event dicts, absent keys as null. Raises DataError."""
+    # the first row alone was looked at until here
     other = next((row for row in rows if not isinstance(row, Mapping)), None)
     if other is not None:
         raise DataError(
@@ -98,6 +99,7 @@ def rows_as_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
         )
 
     columns: dict[Any, list[Any]] = {}
+    # a dict keeps the columns in the order in which they come up
     for name in dict.fromkeys(name for row in rows for name in row):
         columns[name] = [row.get(name) for row in rows]
     return columns

@@ -38,6 +38,7 @@ class UserTable:
 
     def of(self, users: pa.Array) -> dict[str, pa.StringArray]:
         """The features of users (U,), each (U,); null for those without a row."""
+        # null where a user has no row, and `take` keeps nulls: unknown
         row = pc.index_in(users, value_set=self.users)
         return {name: labels.take(row) for name, labels in self.labels.items()}
 
@@ -48,6 +49,7 @@ class UserTable:
 
     def updated(self, other: UserTable) -> UserTable:
         """The table in which the rows of `other` stand in place of its users' own."""
+        # whole rows are replaced: a feature that the new row leaves out is unknown from then on
         keep = pc.invert(pc.is_in(self.users, value_set=other.users))
         labels = {}
         for name, own in self.labels.items():
@@ -59,6 +61,7 @@ class UserTable:
 def with_features(schema: EventSchema, table: Any) -> EventSchema:
     """The schema with the features that it names, or else with all columns of the table beside the
     user's. Raises DataError for a table without them."""
+    # read before, and its columns were chosen then
     if isinstance(table, UserTable):
         return schema
     logs = find_logs(table)
@@ -87,6 +90,7 @@ def read_user_table(table: Any, schema: EventSchema) -> UserTable:
 
     columns = {"user": schema.user} | {name: name for name in schema.features}
     texts, rules = _read(logs, columns, schema.label_rules)
+    # a row of nobody says nothing, and two of them would be two rows of one user
     texts = texts.filter(pc.is_valid(texts["user"]))
 
     users = texts["user"].combine_chunks()

@@ -30,7 +30,7 @@ from behavegpt.labeling.train import Answers, Examples, outputs, train_label
 from behavegpt.locks import lock
 from behavegpt.outputs import check_output
 from behavegpt.paths import local_path
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
 from behavegpt.probing.features import aggregates
 from behavegpt.probing.labels import read_labels
 from behavegpt.probing.past import Log, check_date, past_of, read_log, shown, trained_until
@@ -38,8 +38,9 @@ from behavegpt.probing.result import ProbeResult, Score, Scores
 from behavegpt.probing.run import Question, Work, ask
 from behavegpt.probing.scoring import METRICS, figures
 from behavegpt.probing.settings import ProbeSettings
+from behavegpt.shipped import is_universal
+from behavegpt.trained_folder import load
 from behavegpt.training.model_folder import save_model
-from behavegpt.zero_shot import is_universal
 
 FIGURES = "label.json"
 HEAD = "label head"
@@ -87,6 +88,7 @@ def finetune_label(
     known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
     probing = _probing(chosen)
     asked = ask(known, read, moment, probing)
+    # seeds=0 asks for the model alone: it is not judged, and trains once
     if not chosen.seeds:
         asked = asked._replace(folds=[])
     examples = examples_before(predictor, read, moment, asked.users)
@@ -99,6 +101,7 @@ def finetune_label(
         scores += [row for row in beside if row.features in BESIDE]
 
     step("all users")
+    # the figures are those of the folds' models; the one that is kept learns from everybody
     answers = Answers(asked.target, known.classes, known.column)
     network, learned = train_label(predictor.model, examples, answers, chosen)
     until = trained_until(predictor)
@@ -114,13 +117,16 @@ def finetune_label(
         "settings": chosen.model_dump(mode="json"),
     }
     result = ProbeResult(facts, Scores(tuple(scores)), _differences(scores), Scores(()))
-
-    folder.mkdir(parents=True, exist_ok=True)
-    saved: Any = network  # of which the weights and the config are written
-    with lock(folder / FIGURES):
-        save_model(saved, predictor.tokenizer, folder / "model")
-        write_json(folder / FIGURES, result.to_dict())
+    _write(folder, network, predictor, result)
     return result
+
+
+def _write(folder: Path, network: Any, predictor: Predictor, result: ProbeResult) -> None:
+    """The model that learned from all users, and the figures of those of the folds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / FIGURES):
+        save_model(network, predictor.tokenizer, folder / "model")
+        write_json(folder / FIGURES, result.to_dict())
 
 
 def examples_before(predictor: Predictor, log: Log, at: int, users: pa.Array | None) -> Examples:
@@ -154,11 +160,13 @@ def _judged(work: Folded, step: Step) -> list[Score]:
     for number, fold in enumerate(asked.folds):
         step(f"{HEAD}, fold {number + 1}")
         answers = Answers(asked.target[fold.train], asked.labels.classes, asked.labels.column)
+        # another start for each repetition, as the probes beside it are drawn anew
         settings = work.settings.model_copy(update={"seed": work.settings.seed + fold.seed})
         network, _ = train_label(
             work.predictor.model, work.examples.of(fold.train), answers, settings
         )
         said = outputs(network, work.examples.of(fold.test))
+        # a number is one output, (N, 1)
         said = said if asked.labels.classes else said[:, 0]
         rows.append(figures(asked.target[fold.test], said))
 

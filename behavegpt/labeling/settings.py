@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from behavegpt.config import Settings
-from behavegpt.options import Real, Seed, Whole
+from behavegpt.option_types import Real, Seed, Whole
 
 
 class LabelSettings(Settings):

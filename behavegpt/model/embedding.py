@@ -83,6 +83,7 @@ class EventEmbedding(nn.Module):
         self.user = user_embedding(config)
         self.gap = AddedTable(GAP_IDS, config.hidden_size) if config.gap else None
 
+        # the sum is dropped out, as in GPT: not each part of it
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -93,6 +94,7 @@ class EventEmbedding(nn.Module):
     ) -> torch.Tensor:
         """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history; `gap`
         (B, R) int64 of elapsed.py."""
+        # torch's own message would not say which field it is
         missing = [name for name in self.fields if fields.get(name) is None]
         if missing:
             given = ", ".join(name for name, ids in fields.items() if ids is not None)

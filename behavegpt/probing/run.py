@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from behavegpt.config import check_settings
 from behavegpt.errors import DataError
 from behavegpt.ingest.asked import seconds_of
+from behavegpt.loading import load
 from behavegpt.predictor import Predictor
 from behavegpt.probing.features import aggregates, label_counts
 from behavegpt.probing.labels import Labels, read_labels
@@ -35,7 +36,7 @@ from behavegpt.probing.past import (
 from behavegpt.probing.result import ProbeResult, Score, Scores
 from behavegpt.probing.scoring import Fold, make_folds, score_folds
 from behavegpt.probing.settings import Kind, ProbeSettings
-from behavegpt.zero_shot import UniversalPredictor, load
+from behavegpt.zero_shot import UniversalPredictor
 
 # name of a set -> the blocks of features it joins
 SETS = {
@@ -93,12 +94,6 @@ def probe(
 
     work = Work(predictor, read, chosen, step)
     scores = work.scores(asked, moment, 0, chosen.probes)
-    differences = []
-    for first, second in DIFFERENCES:
-        others = {(row.probe, row.metric): row for row in scores if row.features == second}
-        differences += [
-            row.minus(others[row.probe, row.metric]) for row in scores if row.features == first
-        ]
 
     stale = work.staleness(aged, moment) if aged else []
     facts = {
@@ -109,8 +104,19 @@ def probe(
         "stale_users": len(aged.users) if aged else None,
         "settings": chosen.model_dump(mode="json"),
     }
-    rows = (scores, differences, stale)
+    rows = (scores, _differences(scores), stale)
     return ProbeResult(facts, *(Scores(tuple(part)) for part in rows))
+
+
+def _differences(scores: list[Score]) -> list[Score]:
+    """The figures of one set less those of another, row by row of the same probe and folds."""
+    differences = []
+    for first, second in DIFFERENCES:
+        others = {(row.probe, row.metric): row for row in scores if row.features == second}
+        differences += [
+            row.minus(others[row.probe, row.metric]) for row in scores if row.features == first
+        ]
+    return differences
 
 
 class Work(NamedTuple):
@@ -128,6 +134,7 @@ class Work(NamedTuple):
         blocks = self._blocks(asked, moment)
         folds, rows = self.settings.folds, []
         for name, parts in SETS.items():
+            # (N, F) of the set
             features = np.concatenate([blocks[part] for part in parts], axis=1)
             for probe in probes:
                 self.step(f"{name}, {probe}")
@@ -178,11 +185,13 @@ def ask(labels: Labels, log: Log, moment: int, settings: ProbeSettings) -> Quest
                 f"event before {shown(moment)}; at least {least} are needed (10, or two a fold). "
                 "Join it with another one, or leave its users out."
             )
+    # scikit-learn would fit a constant and call it perfect
     if not labels.classes and target.min() == target.max():
         raise DataError(
             f"column {labels.column!r}: all users with an event before {shown(moment)} have the "
             f"value {target[0]:g}; there is nothing to predict."
         )
+    # drawn once: every set of features is judged by the same users
     folds = make_folds(target, labels.task, settings.folds, settings.seeds)
     return Question(users, target, labels, folds)
 
@@ -213,6 +222,7 @@ def _facts(labels: Labels, log: Log, asked: Question, moment: int) -> dict[str, 
 def _training(predictor: Predictor | UniversalPredictor, moment: int) -> dict[str, Any]:
     """What is known of the events that the model was trained on: of whether its weights know the
     future of these users."""
+    # a model that was trained on what came later may know the labels by other means
     until = trained_until(predictor)
     return {
         "trained_until": None if until is None else shown(until),

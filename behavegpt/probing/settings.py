@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from behavegpt.options import EmbedOptions, Whole
+from behavegpt.option_types import Whole
+from behavegpt.options import EmbedOptions
 
 Task = Literal["classification", "regression"]
 Kind = Literal["linear", "boosting"]

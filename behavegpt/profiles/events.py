@@ -104,6 +104,7 @@ class EventTables:
         with reading(str(self.path), files), connect(spill, self.memory, self.threads) as con:
             # a sorted result must arrive in its order
             con.execute("SET preserve_insertion_order = true")
+            # views, not tables: DuckDB reads of each file only what a query asks for
             selects = " UNION ALL ".join(_select(event, path) for event, path in self.files.items())
 
             con.execute(f"CREATE VIEW events AS {selects}")
@@ -221,6 +222,7 @@ def _column(path: Path, name: str) -> tuple[str, pa.DataType]:
 def _chosen(tables: EventTables, clients: str) -> np.ndarray:
     """The clients by name or file, ascending, each once (U,) int64."""
     if clients == "all":
+        # UNION without ALL: each client once
         selects = " UNION ".join(
             f"SELECT client_id FROM read_parquet({literal(file)})" for file in tables.files.values()
         )

@@ -38,9 +38,9 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
     try:
         manifest = Manifest.model_validate(read_json(path))
     except ValueError as error:
-        # after a new preparation the folder describes other data than the model's
         raise DataError(f"{path}: damaged ({error}); prepare the data again.") from None
 
+    # after a new preparation the folder describes other data than the model's
     return manifest if content_hash in (None, manifest.content_hash) else None
 
 
@@ -142,6 +142,7 @@ def boundaries(moments: Any) -> str:
     try:
         times = [datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in moments]
     except (OverflowError, OSError, ValueError):
+        # numbers beyond the calendar are shown as they are
         return json.dumps(moments)
 
     return ", ".join(time.strftime("%Y-%m-%d %H:%M UTC") for time in times)

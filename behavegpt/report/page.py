@@ -20,7 +20,13 @@ from behavegpt.report.facts import (
     when,
     window_of,
 )
-from behavegpt.report.tables import behavior_table, metric_table, unseen_targets, verdict
+from behavegpt.report.tables import (
+    behavior_table,
+    group_tables,
+    metric_table,
+    unseen_targets,
+    verdict,
+)
 
 CAPTIONS = {
     "loss.png": (
@@ -75,6 +81,7 @@ def write_report(run: Path) -> Path:
         given=given_of(run),
         figures=figures,
         behaviors=behavior_table(run),
+        groups=group_tables(metrics or {}),
         examples=examples.get("examples", []),
         config=yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True),
         max_length=window_of(record, metrics or {}),

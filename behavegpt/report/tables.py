@@ -152,6 +152,33 @@ def _behavior(
     }
 
 
+def group_tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table for each kind of group that metrics.json tells of: {title, header, rows}, a row
+    {group, cells: [text]}. Beside ours stands the other model with the largest weighted recall."""
+    models = metrics.get("models", {})
+    others = {
+        name: figures["rec_w"]
+        for name, figures in models.items()
+        if name != MODEL and is_number(figures.get("rec_w"))
+    }
+    shown = [MODEL, *([max(others, key=lambda name: others[name])] if others else [])]
+    header = ["to predict", "users"]
+    header += [f"{METRICS[key]}, {title_of(name)}" for key in ("rec_w", "ndcg@3") for name in shown]
+
+    def cells(line: dict[str, Any]) -> list[str]:
+        figures = [line[key].get(name) for key in ("rec_w", "ndcg@3") for name in shown]
+        return [f"{line['rows']:,}", f"{line['users']:,}", *map(decimal, figures)]
+
+    return [
+        {
+            "title": kind,
+            "header": header,
+            "rows": [{"group": line["group"], "cells": cells(line)} for line in lines],
+        }
+        for kind, lines in (metrics.get("groups") or {}).items()
+    ]
+
+
 def verdict(
     models: dict[str, dict[str, Any]],
     rows: int | None,

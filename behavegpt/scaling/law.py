@@ -54,7 +54,6 @@ class Law(NamedTuple):
         """log N * alpha - log D * beta at the optimum."""
         # a term that the rows leave at 0 is never balanced: log 0 is minus infinity, which is
         # clipped
-        # a term that the rows leave at 0 is never balanced: an infinity, clipped
         with np.errstate(divide="ignore"):
             return np.log(self.alpha * self.C_N) - np.log(self.beta * self.C_D)
 

@@ -118,6 +118,7 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     store = training_store(division, job.events, Path(settings.out) / "data" / f"{job.events:.0f}")
     chosen = run_settings(settings, job, str(store.path), str(folder))
 
+    # resume also begins a run that is not there yet: a killed worker's run goes on
     run = pretrain(chosen, resume=True)
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     model, _ = open_model(run / "model")
@@ -128,6 +129,7 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     def loss(split: str) -> float:
         precision = choose_precision(chosen.train.precision, device)
         _, value = evaluate(model, heldout, SPLITS[split], precision=precision)
+        # `not >` refuses NaN as well
         if not value > 0 or value == float("inf"):
             raise BehaveGPTError(f"the loss on the held-out users is {value}; lower lr.values.")
         return value
@@ -152,6 +154,7 @@ def _key(settings: SweepSettings, job: Job, division: Division) -> str:
     run = run_settings(settings, job, ".", ".").model_dump(mode="json")
     run |= {"out": "", "data": {**run["data"], "path": ""}}  # places decide nothing
 
+    # the same data in another folder are the same run; their content hash tells others
     data = {**settings.data.model_dump(), "path": None}
     return digest([run, data, job.events, division.store.manifest.content_hash])
 

@@ -7,8 +7,6 @@ ingest/together.py.
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,22 +15,20 @@ import pyarrow as pa
 
 from behavegpt.config import closest
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.ingest.asked import check_asked
-from behavegpt.ingest.histories import encode_histories
-from behavegpt.ingest.rows import as_label_text
 from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of, reading_key
 from behavegpt.options import PredictOptions
 from behavegpt.predictor import Predictor
 from behavegpt.serving.bodies import READING_LARGE
+from behavegpt.serving.histories import encode_users
 from behavegpt.serving.requests import (
     EmbedRequest,
     ExplainRequest,
     GenerateRequest,
-    History,
     PredictRequest,
     Request,
     WhenRequest,
@@ -55,6 +51,7 @@ def answer_all(
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)
+            # rejected rows are counted over all, and nothing tells whose they were
             if not encoded.rejected:
                 return list(_answers(predictor, requests, encoded, interrupt))
         except BehaveGPTError:
@@ -67,6 +64,7 @@ def key(request: Request, schema: EventSchema) -> tuple[Any, ...] | None:
     together = reading_key([row for user in request.users for row in user.events], schema)
     if together is None:
         return None
+    # one call of the predictor has one set of options
     options = {name: getattr(request, name) for name in type(request).model_fields}
     del options["users"]
     return (
@@ -106,98 +104,11 @@ def _answer_one(
 
 
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
-    """The histories of all users in their order, under their own names. Raises DataError.
-
-    A name decides how simultaneous events of its user are shuffled, so users of one name are read
-    apart.
-    """
-    users = [user for request in requests for user in request.users]
+    """The histories of all users in their order, under their own names. Raises DataError."""
     names = set.union(*map(_named, requests))
     _check_columns(names, predictor.tokenizer.event_schema)
-    rounds: dict[int, list[int]] = {}
-    seen: Counter[str] = Counter()
-    for number, user in enumerate(users):
-        rounds.setdefault(seen[_name(user)], []).append(number)
-        seen[_name(user)] += 1
-    members = [sorted(part, key=lambda number: _name(users[number])) for part in rounds.values()]
-    parts = [
-        _encode_distinct(predictor, [users[number] for number in part], names) for part in members
-    ]
-    return _in_order(parts, np.argsort(np.concatenate(members)), [str(user.id) for user in users])
-
-
-def _encode_distinct(
-    predictor: AnyPredictor, users: Sequence[History], names: set[str]
-) -> EncodedHistories:
-    """The histories of users whose names differ and ascend."""
-    schema = predictor.tokenizer.event_schema
-    columns = [column for role, column in columns_of(schema).items() if role != "time"]
-    columns += time_parts(schema.time, names)
-    wanted = [column for column in dict.fromkeys(columns) if column in names]
-    rows = [row for user in users for row in user.events]
-    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
-    table[schema.user] = [
-        name for user in users for name in itertools.repeat(_name(user), len(user.events))
-    ]
-    encoded = encode_histories(_tokenizer(predictor, users), table, warn=False)
-    if len(encoded.users) < len(users):
-        there = set(encoded.users.to_pylist())
-        missing = next(user.id for user in users if _name(user) not in there)
-        reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
-        raise DataError(f"user {missing!r} has no usable event ({reasons}).")
-    return encoded
-
-
-def _tokenizer(predictor: AnyPredictor, users: Sequence[History]) -> EventTokenizer:
-    """The tokenizer that knows what the users' requests say of them. Raises DataError for a feature
-    that the model does not read."""
-    tokenizer = predictor.tokenizer.by_name
-    told = {_name(user): user.features for user in users if user.features is not None}
-    if not told:
-        return tokenizer
-
-    known = tokenizer.event_schema.features
-    strange = [name for features in told.values() for name in features if name not in known]
-    if strange:
-        raise DataError(
-            f"features: the model reads no {strange[0]!r} of the users. "
-            f"{closest(strange[0], known) if known else 'It reads no features at all.'}"
-        )
-
-    table: dict[str, list[str | None]] = {tokenizer.event_schema.user: list(told)}
-    for name in known:
-        table[name] = [as_label_text(features.get(name)) for features in told.values()]
-    named = tokenizer.with_features(table)
-    if tokenizer.users is None or named.users is None:
-        return named
-    return tokenizer.with_features(tokenizer.users.updated(named.users))
-
-
-def _name(user: History) -> str:
-    return str(user.id) or "0"  # an empty name would be a null
-
-
-def _in_order(
-    parts: Sequence[EncodedHistories], order: np.ndarray, ids: list[str]
-) -> EncodedHistories:
-    """Users of all parts, one after the other, taken in `order` (U,)."""
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    begin = (np.cumsum(lengths) - lengths)[order]
-    lengths = lengths[order]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    event = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
-    columns = {
-        name: np.concatenate([part.columns[name] for part in parts])[event]
-        for name in parts[0].columns
-    }
-    unknown: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    for part in parts:
-        unknown.update(part.unknown)
-        rejected.update(part.rejected)
-    return EncodedHistories(
-        pa.array(ids, pa.string()), offsets, columns, dict(unknown), dict(rejected)
-    )
+    users = [user for request in requests for user in request.users]
+    return encode_users(predictor.tokenizer, users, names)
 
 
 def _check_columns(names: set[str], schema: EventSchema) -> None:
@@ -207,6 +118,7 @@ def _check_columns(names: set[str], schema: EventSchema) -> None:
         for role, column in columns_of(schema).items()
         if role not in ("behavior", "time")
     ]
+    # a behavior is what is predicted, and a time may be told in parts
     for role, column in [*roles, *(("time", part) for part in time_parts(schema.time, names))]:
         if column not in names:
             hint = closest(column, sorted(names)[:30]).replace("Known", "The events have")
@@ -232,6 +144,7 @@ def _answers(
             field: int((encoded.columns[field][events] == UNKNOWN).sum())
             for field in encoded.unknown
         }
+        # a place that is asked about may be as unknown as one of the history
         places = [getattr(user, "location", None) for user in request.users]
         asked = [str(place) for place in places if place is not None]
         if asked:
@@ -268,6 +181,7 @@ def _when(
     )
     if len(found) < len(encoded.users):
         there = set(found.users.to_pylist())
+        # an answer for each user, or none: a shorter list would be taken for another user's
         late = next((user for user in encoded.users.to_pylist() if user not in there), "?")
         raise DataError(f"user {late!r} has no event until {request.now!r}; ask without them.")
     return found.answers()
@@ -306,6 +220,7 @@ def _generate(
     place = table.column_names.index(schema.time)
     texts = [time.isoformat() for time in table[schema.time].to_pylist()]
     rows = table.set_column(place, schema.time, pa.array(texts, pa.string())).to_pylist()
+    # futures end at different steps, so users have different numbers of rows
     bounds = np.searchsorted(found.columns["user"], np.arange(len(encoded.users) + 1))
     return [
         {"events": rows[bounds[i] : bounds[i + 1]], "policies": found.policies}

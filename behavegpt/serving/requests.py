@@ -20,15 +20,8 @@ from pydantic import (
 from behavegpt.config import Settings
 from behavegpt.data.schema import EventSchema
 from behavegpt.errors import ConfigError, DataError
-from behavegpt.options import (
-    DrawOptions,
-    EmbedOptions,
-    ExplainOptions,
-    PredictOptions,
-    Real,
-    WhenOptions,
-    Whole,
-)
+from behavegpt.option_types import Real, Whole
+from behavegpt.options import DrawOptions, EmbedOptions, ExplainOptions, PredictOptions, WhenOptions
 
 QUICK_EVENTS = 5000  # of a request; with more it is a large one
 MOST_NAME = 1000  # characters of a label
@@ -159,7 +152,7 @@ class Request(AnyRequest):
 class PredictRequest(Request, PredictOptions):
     """The most probable next behaviors of each user."""
 
-    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore[assignment]
+    users: Annotated[list[AskedHistory], FailFast()] = Field(min_length=1)  # type: ignore
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         super().check(limits, schema)

@@ -71,6 +71,7 @@ class Users:
             interrupt()
             try:
                 if isinstance(request, EventsRequest):
+                    # an event changes the state that an earlier request asks about: that one first
                     if any(state.user == request.user for _, state in asked.values()):
                         answers |= self._predict(asked, interrupt)
                         asked = {}
@@ -87,8 +88,10 @@ class Users:
         first: dict[str, int] = {}
         asked: dict[str, list[dict[str, Any]]] = {}
         for number, request in enumerate(requests):
+            # only a user's first request: later ones follow a state that this one has changed
             if isinstance(request, EventsRequest) and request.user not in first:
                 first[request.user], asked[request.user] = number, request.events
+        # nothing to put together
         if len(first) < 2:
             return {}
         found = self._predictor.users.read_together(asked)
@@ -103,8 +106,10 @@ class Users:
         else:
             held = self._find(user)
         if encoded is None:
+            # alone where reading together left it out; its error is this user's own
             encoded = known.read(user, request.events)
         known.take_up(held.state, encoded)
+        # dropped later, it could not be made again from the log
         held.changed = True
         self._hold(user, held)
         unknown = {
@@ -192,6 +197,7 @@ class Users:
         held.nbytes = held.state.nbytes
         self._held[user] = held
         self.nbytes += held.nbytes
+        # after the new one came in, which may be dropped too if it alone is too large
         while self.nbytes > self._settings.state_bytes:
             other, gone = self._held.popitem(last=False)
             self.nbytes -= gone.nbytes

@@ -17,7 +17,8 @@ from behavegpt.config import check_settings
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.ingest.asked import seconds_of
-from behavegpt.options import WhenOptions, span_seconds
+from behavegpt.option_types import span_seconds
+from behavegpt.options import WhenOptions
 from behavegpt.predictions import Predictions
 from behavegpt.tabular import Tabular
 from behavegpt.timing.gaps import Gaps

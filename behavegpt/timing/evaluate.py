@@ -40,9 +40,11 @@ def evaluate_gaps(
     moments = moments_of_store(store)
     place, cap = _followed(store, moments, split)
     place = place[:: max(1, -(-len(place) // most))]
+    # a gap that has not ended is longer than the cap, which is all that is asked of it
     gap = np.minimum(np.nan_to_num(moments.gap[place], nan=np.inf), cap)
 
     number = np.asarray(store.columns["split"])[moments.row]
+    # the baselines know the training split alone, as the model does
     train = observed(moments, number == SPLITS["train"])
     seconds = np.exp(train.log_gap[train.ended])
     everybody = np.quantile(seconds, QUANTILES)
@@ -84,12 +86,14 @@ def evaluate_within(
             "for a shorter one."
         )
 
+    # one moment for everybody, a second before the split begins
     now = int(time[chosen].min()) - 1
     owner = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
     label = np.asarray(store.column("behavior"), np.int64) - FIRST
     classes = store.behaviors.classes
     past, future = time <= now, (time > now) & (time <= now + seconds)
     asked = _last_before(moments, now)
+    # evenly spaced, not the first ones: users may be sorted by when they came
     asked = asked[:: max(1, -(-len(asked) // MOST_USERS))]
     users = moments.user[asked]
 

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from behavegpt.data.given import GIVEN, Moment, check_schema, moved
+from behavegpt.data.memory_columns import Columns, memory_columns
 from behavegpt.data.memory_counts import Counts
-from behavegpt.data.memory_tables import FOLDS, Columns, Tables, memory_columns
+from behavegpt.data.memory_tables import FOLDS, Tables
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.state_files import REMEDY, KeptStates, read_states, write_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer

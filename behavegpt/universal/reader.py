@@ -14,12 +14,13 @@ import torch
 
 from behavegpt.data.given import moved
 from behavegpt.data.memory import Spans, read_memory
+from behavegpt.data.memory_columns import Columns, memory_columns
 from behavegpt.data.memory_counts import memory_tensors
 from behavegpt.data.memory_past import Past
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_shares import fit_shares, fold_of
 from behavegpt.data.memory_state import Moments, read_pasts
-from behavegpt.data.memory_tables import Columns, Counted, Tables, fit_tables, memory_columns
+from behavegpt.data.memory_tables import Counted, Tables, fit_tables
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.model.mixer import Memory
 from behavegpt.ragged import ranges

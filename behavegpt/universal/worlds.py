@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.data.compiled import inner, kernel
-from behavegpt.data.memory_tables import Columns
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.vocabulary import FIRST
 
 HABITS = (

@@ -183,15 +183,8 @@ def append(
 
     (folder / "columns").mkdir(parents=True)
     write_array(folder / "columns" / "offsets.npy", offsets)
-    columns: dict[str, np.ndarray] = {}
-    for name, values in added.items():  # one at a time: a column may be large
-        dtype = store.columns[name].dtype
-        if name in vocabulary:
-            dtype = smallest_dtype(len(vocabulary[name]))
-        columns[name] = np.empty(len(to_old) + len(to_new), dtype)
-        columns[name][to_old] = store.columns[name] if name != "split" else TRAIN
-        columns[name][to_new] = values
-        write_array(folder / "columns" / f"{name}.npy", columns[name])
+    sizes = {field: len(known) for field, known in vocabulary.items()}
+    columns = _write_columns(store, added, sizes, (to_old, to_new), folder / "columns")
 
     ties = store.manifest.ties
     if ties is not None:
@@ -202,6 +195,29 @@ def append(
     is_new = np.zeros(manifest.events, bool)
     is_new[to_new] = True
     return Appended(open_store(folder), is_new, len(users) - len(old_users))
+
+
+def _write_columns(
+    store: EventStore,
+    added: dict[str, np.ndarray],
+    sizes: dict[str, int],
+    places: tuple[np.ndarray, np.ndarray],
+    folder: Path,
+) -> dict[str, np.ndarray]:
+    """The columns (E + N,) of the old events (E,) and those that are `added` (N,), each at its
+    places; `sizes` of the vocabularies."""
+    to_old, to_new = places
+    columns: dict[str, np.ndarray] = {}
+    for name, values in added.items():  # one at a time: a column may be large
+        dtype = store.columns[name].dtype
+        if name in sizes:
+            dtype = smallest_dtype(sizes[name])
+        columns[name] = np.empty(len(to_old) + len(to_new), dtype)
+        # what was held out before is training by now
+        columns[name][to_old] = store.columns[name] if name != "split" else TRAIN
+        columns[name][to_new] = values
+        write_array(folder / f"{name}.npy", columns[name])
+    return columns
 
 
 def _features(

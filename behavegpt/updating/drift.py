@@ -76,6 +76,7 @@ def score_counts(store: EventStore) -> Scored:
 
 def _figures(metrics: PredictionMetrics, unseen: int) -> dict[str, Any]:
     """Recall and NDCG@3, targets with an unknown behavior being misses."""
+    # a model that knows fewer labels must not look better for skipping their targets
     computed = metrics.with_unseen(unseen).compute()
     return {
         "targets": metrics.rows + unseen,
@@ -106,6 +107,7 @@ def compare_at(
 
 def _ranks_at(scored: Scored, asked: np.ndarray) -> np.ndarray:
     """Ranks (n,) of the truth at rows `asked` (n,), ascending; far behind where it has no name."""
+    # finite, so that the gain of a rank is computed alike for all
     ranks = np.full(len(asked), UNNAMED)
     named, rows = scored.ranks.rows, np.searchsorted(asked, scored.ranks.rows)
     is_asked = np.isin(named, asked)
@@ -117,6 +119,7 @@ def asked_rows(store: EventStore, wanted: np.ndarray) -> np.ndarray:
     """Flat indices of the events `wanted` (E,) bool that have an earlier one of their user, whether
     or not their behavior is known."""
     wanted = wanted.copy()
+    # nobody predicts a first event: there is no past to predict it from
     wanted[store.offsets[:-1][np.diff(store.offsets) > 0]] = False
     return np.flatnonzero(wanted)
 
@@ -137,6 +140,7 @@ def drift(store: EventStore, scored: dict[str, Scored]) -> dict[str, Any]:
             }
     behavior = np.asarray(store.column("behavior"))
     size = len(store.behaviors)
+    # unknown behaviors count too: labels that come up are the plainest drift
     shares = [np.bincount(behavior[part], minlength=size) / part.sum() for part in (before, new)]
     return {
         "unknown": unknown,
@@ -155,6 +159,7 @@ def _by_day(
     """Targets and recall of each model on each day of the schema's zone; `asked` (n,) rows, of
     which the models name those with a known behavior."""
     seconds = np.asarray(store.columns["time"])[asked].astype(np.int64)
+    # days as the users live them, not UTC's
     days = zone(store.schema.tz).wall(seconds + store.manifest.time_origin) // DAY  # (n,)
     found, place = np.unique(days, return_inverse=True)
     table: dict[str, Sequence[Any]] = {"targets": np.bincount(place).tolist()}

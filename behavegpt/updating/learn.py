@@ -9,8 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from behavegpt.adapt.cross_domain import target_config
+from behavegpt.adapt.mode_table import cells
 from behavegpt.adapt.settings import AdaptSettings
-from behavegpt.adapt.transfer import apply_transfer, cells, plan_transfer
+from behavegpt.adapt.transfer import apply_transfer, plan_transfer
 from behavegpt.console import progress
 from behavegpt.data.collate import BatchFields
 from behavegpt.data.given import in_order

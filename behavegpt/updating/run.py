@@ -75,6 +75,7 @@ def update(
     table of new users' features, for data prepared with one; `settings`: of UpdateSettings. Raises
     ConfigError, DataError and CheckpointError. Docs: docs/update.md.
     """
+    # a misspelt setting is told before the run is locked or anything is read
     asked = check_settings(UpdateSettings, settings, "update")
     with _held(run) as versions:
         configured = _read_config(versions.run)
@@ -89,8 +90,10 @@ def update(
             say(f"{new.name}: already learned by the latest update; nothing was changed")
             return UpdateResult(rows[-1], versions.run / MODEL)
 
+        # after the check of the digest: all of a log that was learned already would be late
         new = only_later(new, past, asked.late)
         with versions.add() as folder:
+            # everything is written into this folder first: a killed update leaves the run as it was
             work = _Update(folder, configured, asked, versions)
             row = work.carry_out(before, past, new)
         versions.tidy(asked.keep)
@@ -108,6 +111,7 @@ def undo_update(run: str | Path) -> int:
 def _held(run: str | Path) -> Iterator[Versions]:
     """The updates of a run, which no other process changes meanwhile."""
     folder = local_path(run)
+    # a model folder has no config.yaml, so naming it instead of the run's is noticed here
     if not (folder / "config.yaml").is_file() or not (folder / MODEL / "config.json").is_file():
         raise ConfigError(
             f"{folder}: not a finished run of train or finetune (no config.yaml or "
@@ -116,6 +120,7 @@ def _held(run: str | Path) -> Iterator[Versions]:
         )
     with lock(folder, folder / LOCK, REMEDY):
         versions = Versions(folder)
+        # an earlier process may have been killed between its update and its publication
         versions.recover()
         yield versions
 
@@ -177,6 +182,7 @@ class _Update(NamedTuple):
         rows = self.versions.rows()
         number, asked = self.versions.numbers[-1] + 1, self.asked
         began = datetime.datetime.now(datetime.UTC)
+        # a tracker would take each update for a run of its own
         accelerator = make_accelerator(self.configured.train.model_copy(update={"wandb": None}))
         torch.manual_seed(asked.seed)
 
@@ -184,6 +190,7 @@ class _Update(NamedTuple):
         before.model.to(accelerator.device)
         row = {"update": number, "made": began.isoformat(timespec="seconds"), **_counted(new)}
         row["new_users"] = events.new_users
+        # before anything is learned: later the model would have seen what it predicts
         scored, found = predict_first(before, events)
         row |= found
 
@@ -215,10 +222,12 @@ class _Update(NamedTuple):
         verdict."""
         is_held = events.is_new & (np.asarray(encoded.columns["split"]) == VALID)
         asked = asked_rows(encoded, is_held)
+        # `evaluate` scores a split, so the held-out events become one
         held = with_split(encoded, np.where(is_held, TEST, TRAIN).astype(np.uint8))
         figures = compare_at(scored, score_model(after.model, held), encoded, asked)
 
         verdict = "updated"
+        # a few targets would roll back by chance
         if len(asked) < LEAST:
             verdict = "updated, not judged"
         elif figures["difference"] < -self.asked.margin:
@@ -229,6 +238,7 @@ class _Update(NamedTuple):
         """Write the model that stays."""
         place = self.folder / MODEL
         if verdict == "rolled back":
+            # the grown vocabulary goes with the weights: the old model keeps the old one
             shutil.copytree(self.versions.run / MODEL, place)
             return before
         save_model(after.model, after.tokenizer, place, links_of(encoded))
@@ -269,6 +279,7 @@ def _save_states(kept: Trained, store: EventStore, folder: Path) -> None:
     """The states of all users after the new events."""
     store = reencode(store, kept.tokenizer.vocabulary)
     columns = {**store.columns, "behavior": store.column("behavior")}
+    # folders store seconds since their first event, states know those of the epoch
     columns["time"] = np.asarray(columns["time"]).astype(np.int64) + store.manifest.time_origin
     predictor = Predictor(kept.model, kept.tokenizer)
     histories = EncodedHistories(store.users(), store.offsets, columns, {}, {})

@@ -70,6 +70,7 @@ class Versions:
                 write_text(folder / ROWS, "")
                 write_text(folder / PUBLISHED, "")
 
+        # renamed at the end: a folder with a number is a whole update
         with scratch(self.path(self.numbers[-1] + 1)) as folder:
             yield folder
         self.publish()
@@ -88,6 +89,7 @@ class Versions:
             return
 
         latest = self.path(numbers[-1])
+        # copies, not renames: the version stays for `undo`
         for part in (MODEL, STATES):
             if (latest / part).is_dir():
                 with scratch(self.run / part) as folder:
@@ -96,6 +98,7 @@ class Versions:
         if not (latest / STATES).is_dir() and holds_states(self.run / STATES):
             discard(self.run / STATES)
         write_text(self.run / ROWS, (latest / ROWS).read_text(encoding="utf-8"))
+        # last: without it the next call publishes again, which changes nothing
         write_text(latest / PUBLISHED, "")
 
     def tidy(self, keep: int) -> None:

@@ -14,8 +14,8 @@ import torch
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.store import EventStore
 from behavegpt.finetune import FinetuneSettings, finetune
-from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import evaluate
 from tests.runs import tiny_settings
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import behavegpt
+from behavegpt.adapt.mode_table import MODES, PARTS, cells, part_of
 from behavegpt.adapt.settings import AdaptSettings, LoraSettings
-from behavegpt.adapt.transfer import MODES, PARTS, cells, part_of, slot_mix
+from behavegpt.adapt.transfer import slot_mix
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.errors import ConfigError

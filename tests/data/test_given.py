@@ -13,12 +13,12 @@ import pytest
 from behavegpt.baselines import counts
 from behavegpt.data.given import check_names, describe, moved
 from behavegpt.data.memory import Spans, read_memory
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import Counts, count_events, counted_columns, history_source
 from behavegpt.data.memory_files import FILE, load_counts, save_counts
 from behavegpt.data.memory_live import LiveMemory
 from behavegpt.data.memory_past import EXPERTS, new_past
 from behavegpt.data.memory_state import Moments, extend, moments_of, pack, read_pasts
-from behavegpt.data.memory_tables import Columns
 from behavegpt.data.pack import target_rows
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TEST

@@ -106,18 +106,20 @@ def test_a_value_alone_has_the_label_it_has_in_company(
     log = saved(frame(kind, values * 2), trained, tmp_path / "log")
     store = prepare(log, tmp_path / "out", SCHEMA, split="time:1,0,0")
     tokenizer = EventTokenizer.from_store(store, 9)
-    for form in FORMATS:
+    # values are read by the stored rule alone: where it is parquet's, its case holds every format
+    rule = KINDS[kind][1]
+    whole = trained == "parquet" or store.schema.label_rules["event"] != rule
+    for form in FORMATS if whole else ("csv", "rows"):
         together = ids(
             tokenizer, saved(frame(kind, values), form, tmp_path / f"{form} together"), form
         )
         assert UNKNOWN not in together, form
-        # whatever trained the rule, it is the same: every value is asked for one of them
-        asked = values if trained == "parquet" else values[:1]
+        asked = values if whole else values[:1]
         for value, expected in zip(asked, together, strict=False):
             alone = saved(frame(kind, [value]), form, tmp_path / f"{form} alone")
             assert ids(tokenizer, alone, form) == [expected], (form, value)
     for spelling in spellings:
-        for form in ("csv", "frame", "rows"):
+        for form in ("csv", "frame", "rows") if whole else ("rows",):
             alone = saved(frame("", [spelling]), form, tmp_path / f"{form} other")
             assert ids(tokenizer, alone, form) == together[:1], (form, spelling)
 

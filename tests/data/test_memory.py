@@ -15,9 +15,11 @@ from behavegpt.data import compiled as compiling
 from behavegpt.data import memory
 from behavegpt.data.compiled import kernel
 from behavegpt.data.memory import Spans, read_memory
+from behavegpt.data.memory_columns import Columns
+from behavegpt.data.memory_keys import GLOBAL
 from behavegpt.data.memory_past import DECAYS, EXPERTS, FORGET, WEIGHTS, WORST
 from behavegpt.data.memory_read import Readings
-from behavegpt.data.memory_tables import FOLDS, GLOBAL, Columns, Counted, Tables, fit_tables
+from behavegpt.data.memory_tables import FOLDS, Counted, Tables, fit_tables
 
 CLASSES, PLACES = 9, 5
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import (
     Counts,
     MemorySource,
@@ -18,7 +19,7 @@ from behavegpt.data.memory_counts import (
 )
 from behavegpt.data.memory_files import FILE, load_counts, save_counts
 from behavegpt.data.memory_live import LiveMemory
-from behavegpt.data.memory_tables import FOLDS, Columns
+from behavegpt.data.memory_tables import FOLDS
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import CheckpointError
 from behavegpt.universal.worlds import World, random_world

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from behavegpt.data.memory import Spans, read_memory
+from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_past import KNOWN, new_past
 from behavegpt.data.memory_state import ROOM, extend, pack, read_pasts, unpack
-from behavegpt.data.memory_tables import Columns
 from tests.data.test_memory import log, tables_of
 
 INTERLEAVINGS = 10_000

@@ -20,7 +20,8 @@ import pytest
 from behavegpt.cli import main
 from behavegpt.data.store import FORMAT, open_store
 from behavegpt.errors import DataError
-from behavegpt.predictor import Predictor, load
+from behavegpt.predictor import Predictor
+from behavegpt.trained_folder import load
 
 VERSIONS = sorted(path for path in Path(__file__).parent.glob("v*") if path.is_dir())
 pytestmark = pytest.mark.parametrize("folder", VERSIONS, ids=lambda path: path.name)

@@ -44,9 +44,10 @@ from behavegpt.generation.sampling import (
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.ingest.prepare import prepare
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.options import span_seconds
-from behavegpt.predictor import Predictor, load
+from behavegpt.option_types import span_seconds
+from behavegpt.predictor import Predictor
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 from behavegpt.training.model_folder import save_model
 from tests.helpers import random_store
 

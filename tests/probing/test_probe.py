@@ -17,11 +17,11 @@ import behavegpt
 from behavegpt.cli import main
 from behavegpt.demo import online_retail
 from behavegpt.errors import BehaveGPTError, ConfigError
+from behavegpt.loading import load_zero_shot
 from behavegpt.probing.features import aggregates, label_counts
 from behavegpt.probing.past import past_of, read_log
 from behavegpt.probing.result import ProbeResult
 from behavegpt.probing.scoring import interval, make_folds
-from behavegpt.zero_shot import load_zero_shot
 
 AT = pd.Timestamp("2011-10-10")
 COLUMNS = {

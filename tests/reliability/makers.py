@@ -19,7 +19,7 @@ from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.generation.constraints import links_of
 from behavegpt.ingest.prepare import prepare
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
-from behavegpt.predictor import load
+from behavegpt.trained_folder import load
 from behavegpt.training.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from behavegpt.training.model_folder import save_model
 from behavegpt.user_embeddings import UserEmbeddings

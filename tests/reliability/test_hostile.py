@@ -16,7 +16,7 @@ from behavegpt.checksums import MANIFEST, seal
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
 from behavegpt.errors import CheckpointError, DataError
-from behavegpt.predictor import load
+from behavegpt.trained_folder import load
 from behavegpt.training.model_folder import open_model
 from tests.reliability.makers import make_adapter, make_model, make_store, read_model
 

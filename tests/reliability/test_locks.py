@@ -51,6 +51,7 @@ def test_a_second_run_into_the_same_place_is_refused(
         assert contents(place / "out") == before
 
 
+@pytest.mark.slow  # each held place, and a second run into it, are above
 def test_of_two_exports_at_once_one_writes_and_the_other_is_refused(place: Path) -> None:
     """In processes of their own: the one that comes second may not add rows of zeros."""
     argv = argv_of("export", "together")

@@ -4,11 +4,9 @@ they are unknown."""
 # ruff: noqa: E402 - what follows a skip
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from behavegpt.serving.requests import EventsRequest, ServeSettings, StateReques
 from behavegpt.serving.users import Users
 from behavegpt.training.model_folder import save_model
 from behavegpt.zero_shot import UniversalPredictor
-from tests.conftest import ROOT
+from tests.serving.conftest import answered_until_sigterm
 from tests.universal.test_state import SCHEMA, table
 
 EVENT = {"when": "2024-06-01 08:10:00", "what": "thing 3", "where": "home", "kind": "kind 2"}
@@ -238,7 +236,9 @@ def test_the_least_recently_used_states_are_dropped(model: UniversalPredictor) -
         )
 
 
-def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
+def test_the_command_keeps_states_when_it_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`serve universal LOG --save FOLDER`, events of a new and of a known user, SIGTERM; the folder
     knows them."""
     table(0).to_csv(tmp_path / "log.csv", index=False)
@@ -249,18 +249,16 @@ def test_the_command_keeps_states_when_it_stops(tmp_path: Path) -> None:
         "--event=what",
         "--location=where",
     ]
-    words += ["--behavior=kind", "--port=0", "--save", str(tmp_path / "counted"), "wait_ms=1"]
-    command = [sys.executable, "-m", "behavegpt", "serve", "universal", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as service:
-        assert service.stderr is not None
-        line = next(line for line in service.stderr if "is serving universal" in line)
-        url = line.split()[0]
+    words += ["--behavior=kind", "--save", str(tmp_path / "counted"), "wait_ms=1"]
+
+    def ask(url: str) -> list[tuple[str, float]]:
         for user in ("someone", "p03"):
             assert httpx.post(f"{url}/v1/users/{user}/events", json={"events": [EVENT]}).is_success
-        told = behaviors(httpx.post(f"{url}/v1/users/someone/predict", json={}))
-        service.send_signal(signal.SIGTERM)
-        rest = service.stderr.read()
-    assert "(tables and states)" in rest
+        return behaviors(httpx.post(f"{url}/v1/users/someone/predict", json={}))
+
+    told = answered_until_sigterm(["universal", *words], ask)
+    printed = capsys.readouterr().err
+    assert "is serving universal" in printed and "(tables and states)" in printed
     again = behavegpt.load(tmp_path / "counted")
     assert isinstance(again, UniversalPredictor) and len(again.log.users) == 31
     assert again.state("p03").events == 26 and again.state("p04").events == 25
@@ -365,33 +363,25 @@ def test_a_batch_answers_as_one_request_after_the_other(kind: str, predictor: Pr
 
 
 def test_the_command_keeps_the_states_of_a_trained_model(
-    predictor: Predictor, tmp_path: Path
+    predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`serve MODEL LOG --save FOLDER`, then `serve MODEL FOLDER`."""
     save_model(predictor.model, predictor.tokenizer, tmp_path / "model")
     rows = [{"u": "7"} | row for row in trained_rows(7)]
     pd.DataFrame(rows).to_csv(tmp_path / "log.csv", index=False)
+
+    def ask(url: str, send: bool) -> list[tuple[str, float]]:
+        if send:
+            sent = httpx.post(f"{url}/v1/users/7/events", json={"events": [TRAINED_EVENT]})
+            assert sent.json()["users"] == [{"id": "7", "events": 26}], sent.text
+        return behaviors(httpx.post(f"{url}/v1/users/7/predict", json={}))
+
     told = []
     for source in ("log.csv", "kept"):
-        words = [str(tmp_path / "model"), str(tmp_path / source), "--port=0", "wait_ms=1"]
+        words = [str(tmp_path / "model"), str(tmp_path / source), "wait_ms=1"]
         words += ["--save", str(tmp_path / "kept")]
-        command = [sys.executable, "-m", "behavegpt", "serve", *words]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as service:
-            assert service.stderr is not None
-            lines: list[str] = []
-            for line in service.stderr:
-                lines.append(line)
-                if "is serving " in line:
-                    break
-            assert "is serving " in lines[-1], "".join(lines)
-            url = lines[-1].split()[0]
-            if source == "log.csv":
-                sent = httpx.post(f"{url}/v1/users/7/events", json={"events": [TRAINED_EVENT]})
-                assert sent.json()["users"] == [{"id": "7", "events": 26}], sent.text
-            told.append(behaviors(httpx.post(f"{url}/v1/users/7/predict", json={})))
-            service.send_signal(signal.SIGTERM)
-            rest = service.stderr.read()
-        assert "(states)" in rest
+        told.append(answered_until_sigterm(words, partial(ask, send=source == "log.csv")))
+        assert "(states)" in capsys.readouterr().err
     assert told[0] == told[1]
     expected = predictor.predict([*rows, {"u": "7"} | TRAINED_EVENT])
     assert np.allclose([p for _, p in told[1]], expected.probabilities[0], atol=1e-6)

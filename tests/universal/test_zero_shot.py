@@ -18,9 +18,11 @@ from behavegpt.demo import online_retail
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.ingest.prepare import prepare
+from behavegpt.loading import load_zero_shot
+from behavegpt.shipped import is_universal
 from behavegpt.universal.model import SHIPPED, load_universal
 from behavegpt.universal.train import UniversalSettings
-from behavegpt.zero_shot import UniversalPredictor, is_universal, load_zero_shot
+from behavegpt.zero_shot import UniversalPredictor
 from tests.conftest import ROOT
 
 SCHEMA = EventSchema(user="who", time="when", event="what")

@@ -26,8 +26,8 @@ from behavegpt.demo import DEMO_SCHEMA, online_retail
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.evaluation import compare
 from behavegpt.finetune import FinetuneSettings, finetune
-from behavegpt.predictor import load
 from behavegpt.pretrain import PretrainSettings, pretrain
+from behavegpt.trained_folder import load
 from behavegpt.training.model_folder import open_model
 from behavegpt.updating.versions import PUBLISHED, Versions
 from tests.conftest import ROOT

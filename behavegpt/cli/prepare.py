@@ -1,8 +1,7 @@
-"""Commands that make data: prepare, convert, synthesize."""
+"""`prepare`: event logs into a folder to train on."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from behavegpt.cli.command import (
 )
 
 if TYPE_CHECKING:
+    from behavegpt.data.schema import EventSchema
     from behavegpt.ingest.prepare import Preview
 
 
@@ -37,7 +37,7 @@ _PREPARE_OPTIONS = (
 )  # fmt: skip
 
 
-def _schema_arguments(parser: Parser) -> None:
+def _column_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below"
     )
@@ -84,6 +84,9 @@ def _schema_arguments(parser: Parser) -> None:
         metavar="COLUMN",
         help="numeric columns of the user table, such as age; binned by quantiles",
     )
+
+
+def _time_arguments(parser: Parser) -> None:
     parser.add_argument("--tz", help="IANA time zone used for weekday and time slot (default UTC)")
     parser.add_argument(
         "--naive-time",
@@ -117,7 +120,8 @@ def _prepare_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--out", type=Path, help="output folder")
     encoding_argument(parser)
-    _schema_arguments(parser)
+    _column_arguments(parser)
+    _time_arguments(parser)
     parser.add_argument(
         "--split",
         default="time:0.7,0.15,0.15",
@@ -159,52 +163,24 @@ def _prepare_arguments(parser: Parser) -> None:
         "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the guesses and counts; write nothing"
+        "--dry-run", action="store_true", help="show the guesses and counts, write nothing"
     )
 
 
 def _given(arguments: Arguments) -> dict[str, Any]:
     given = given_options(arguments, _SCHEMA_OPTIONS)
+    # an empty list is an option that was not given
     further = {name: tuple(getattr(arguments, name)) for name in _COLUMNS}
     return given | {name: columns for name, columns in further.items() if columns}
 
 
 def _prepare(arguments: Arguments) -> Any:
-    from behavegpt.console import say, table
-    from behavegpt.data.schema import read_schema
+    from behavegpt.console import say
     from behavegpt.errors import ConfigError
-    from behavegpt.ingest.guess import guess_schema
     from behavegpt.ingest.prepare import prepare, preview
 
     logs = named_logs(arguments, arguments.logs)
-
-    given = _given(arguments)
-    if arguments.schema:
-        if given:
-            raise ConfigError(
-                f"--schema and --{next(iter(given))} cannot be combined; put the setting "
-                f"into {arguments.schema}."
-            )
-        schema = read_schema(arguments.schema)
-    else:
-        schema, guesses = guess_schema(logs, given)
-        rows = [
-            [
-                guess.column,
-                guess.role or "-",
-                guess.type,
-                f"{guess.nulls:,}",
-                f"{guess.distinct:,}",
-                str(guess.example),
-            ]
-            for guess in guesses
-        ]
-        table(
-            ("column", "role", "type", "nulls", "distinct", "example"),
-            rows,
-            "columns, from up to 100,000 rows",
-        )
-
+    schema = _schema(arguments, logs)
     options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
     if arguments.dry_run:
         return _dry_run(preview(logs, schema, out=arguments.out, **options))
@@ -222,6 +198,43 @@ def _prepare(arguments: Arguments) -> Any:
     say(f"next: behavegpt train {config} data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
+
+
+def _schema(arguments: Arguments, logs: Any) -> EventSchema:
+    """The schema of a file, or the one that is guessed from the logs, which is shown."""
+    from behavegpt.console import table
+    from behavegpt.data.schema import read_schema
+    from behavegpt.errors import ConfigError
+    from behavegpt.ingest.guess import guess_schema
+
+    given = _given(arguments)
+    if arguments.schema:
+        # two sources of one schema would have to be merged, and either could be the mistake
+        if given:
+            raise ConfigError(
+                f"--schema and --{next(iter(given))} cannot be combined; put the setting "
+                f"into {arguments.schema}."
+            )
+        return read_schema(arguments.schema)
+
+    schema, guesses = guess_schema(logs, given)
+    rows = [
+        [
+            guess.column,
+            guess.role or "-",
+            guess.type,
+            f"{guess.nulls:,}",
+            f"{guess.distinct:,}",
+            str(guess.example),
+        ]
+        for guess in guesses
+    ]
+    table(
+        ("column", "role", "type", "nulls", "distinct", "example"),
+        rows,
+        "columns, from up to 100,000 rows",
+    )
+    return schema
 
 
 def _dry_run(preview: Preview) -> dict[str, Any]:
@@ -244,97 +257,6 @@ def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
-def _convert_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "name",
-        help="git, web_log, tsinghua_app, lsapp, foursquare_tsmc, gowalla, retailrocket, taobao, "
-        "recsys2025, easytpp, mbd, massive_steps, yambda, carat",
-    )
-    parser.add_argument(
-        "source",
-        type=Path,
-        nargs="+",
-        help="downloaded file or folder; for git: local clones; for web_log: access logs",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="parquet file to write, and its schema beside it"
-    )
-    parser.add_argument(
-        "--clock",
-        type=float,
-        metavar="DAYS",
-        help="insert an event `tick` every DAYS days, and a column with the gaps",
-    )
-    parser.add_argument(
-        "--salt",
-        help=(
-            "git, web_log: secret for hashing users; the same secret gives the same "
-            "hashes (default: random)"
-        ),
-    )
-
-
-def _convert(arguments: Arguments) -> Any:
-    from behavegpt.errors import ConfigError
-
-    if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
-        raise ConfigError(f"--clock {arguments.clock}: must be a number of days above 0.")
-
-    split = ""
-    if arguments.name == "git":
-        from behavegpt.datasets.git import convert_git
-
-        schema = convert_git(arguments.source, arguments.out, arguments.salt, arguments.clock)
-    elif arguments.name == "web_log":
-        from behavegpt.datasets.web_log import convert_web_log
-
-        schema = convert_web_log(arguments.source, arguments.out, arguments.salt, arguments.clock)
-    else:
-        from behavegpt.datasets.converters import convert
-        from behavegpt.datasets.published import PUBLISHED
-        from behavegpt.datasets.tables import convert_published
-
-        if arguments.salt is not None:
-            raise ConfigError(
-                f"--salt is for git and web_log; {arguments.name} keeps the user ids of its "
-                "download."
-            )
-        if len(arguments.source) > 1:
-            raise ConfigError(
-                f"{arguments.name} converts one download, not {len(arguments.source)}; name one."
-            )
-
-        # published logs are tables that need no program of their own
-        log = PUBLISHED.get(arguments.name)
-        make = convert_published if log else convert
-        schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
-        split = f" --split {log.split}" if log and log.split else ""
-
-    schema_file = arguments.out.with_suffix(".schema.yaml")
-    print(
-        f"next: behavegpt prepare {arguments.out} --schema {schema_file}{split} --out DIR",
-        file=sys.stderr,
-    )
-    return schema.model_dump(mode="json")
-
-
-def _synthesize_arguments(parser: Parser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="parquet file to write")
-    parser.add_argument(
-        "--events", type=int, default=1_000_000, help="approximate number of events (default 1e6)"
-    )
-    parser.add_argument("--users", type=int, help="number of users (default: events / 30)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
-
-
-def _synthesize(arguments: Arguments) -> Any:
-    from behavegpt.datasets.synthetic import generate
-
-    generate(arguments.out, events=arguments.events, users=arguments.users, seed=arguments.seed)
-    print(f"next: behavegpt prepare {arguments.out} --out DIR", file=sys.stderr)
-    return {"out": str(arguments.out)}
-
-
 COMMANDS: dict[str, Command] = {
     "prepare": Command(
         "turn event logs into a folder to train on",
@@ -350,22 +272,5 @@ COMMANDS: dict[str, Command] = {
         _prepare_arguments,
         _prepare,
         {"out": Output("whole")},
-    ),
-    "convert": Command(
-        "turn local clones, access logs or a known data set's download into a log to prepare",
-        "  behavegpt convert git ~/src/numpy ~/src/scipy --out commits.parquet\n"
-        "  behavegpt convert web_log access.log access.log.*.gz --out visits.parquet\n"
-        "  behavegpt convert foursquare_tsmc dataset_TSMC2014_NYC.txt --out nyc.parquet\n"
-        "  behavegpt convert recsys2025 challenge/input --clock 7 --out stream.parquet",
-        _convert_arguments,
-        _convert,
-        {"out": Output("file", (".parquet",))},
-    ),
-    "synthesize": Command(
-        "write phone-log-like events with known structure",
-        "  behavegpt synthesize --events 10000000 --out logs.parquet",
-        _synthesize_arguments,
-        _synthesize,
-        {"out": Output("file", (".parquet",))},
     ),
 }

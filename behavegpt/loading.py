@@ -1,0 +1,40 @@
+"""Open a model by its folder, or by the name of one that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from behavegpt.shipped import UNIVERSAL, is_universal
+from behavegpt.universal.counted import is_counted, read_counted
+from behavegpt.universal.model import load_universal
+from behavegpt.zero_shot import UniversalPredictor
+
+if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
+
+
+def load(
+    folder: str | Path, device: str | torch.device | None = None
+) -> Predictor | UniversalPredictor:
+    """Open a model folder (see trained_folder.py), or a model that ships, by its name `universal`
+    or `demo`."""
+    if is_universal(folder):
+        return load_zero_shot(folder)
+    from behavegpt.trained_folder import load as load_trained  # takes seconds to import
+
+    return load_trained(folder, device)
+
+
+def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
+    """The universal model by name or folder; it predicts once it has counted a log.
+
+    A folder that `UniversalPredictor.save` wrote has counted one. Raises CheckpointError.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        return UniversalPredictor(load_universal())
+    model = load_universal(path)
+    return UniversalPredictor(model, read_counted(path) if is_counted(path) else None)

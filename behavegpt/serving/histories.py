@@ -1,0 +1,120 @@
+"""Histories in requests -> ids, many users at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from behavegpt.config import closest
+from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.errors import DataError
+from behavegpt.ingest.histories import encode_histories
+from behavegpt.ingest.rows import as_label_text
+from behavegpt.ingest.time_join import time_parts
+from behavegpt.ingest.together import columns_of
+from behavegpt.serving.requests import History
+
+
+def encode_users(
+    tokenizer: EventTokenizer, users: Sequence[History], names: set[str]
+) -> EncodedHistories:
+    """The histories of users in their order, under their own names, of events that have columns of
+    these names. Raises DataError.
+
+    A name decides how simultaneous events of its user are shuffled, so users of one name are read
+    apart.
+    """
+    # round i holds the i-th user of each name, so no two of a round share one
+    rounds: dict[int, list[int]] = {}
+    seen: Counter[str] = Counter()
+    for number, user in enumerate(users):
+        rounds.setdefault(seen[_name(user)], []).append(number)
+        seen[_name(user)] += 1
+    # readers give histories in the order of the names
+    members = [sorted(part, key=lambda number: _name(users[number])) for part in rounds.values()]
+    parts = [
+        _encode_distinct(tokenizer, [users[number] for number in part], names) for part in members
+    ]
+    return _in_order(parts, np.argsort(np.concatenate(members)), [str(user.id) for user in users])
+
+
+def _encode_distinct(
+    tokenizer: EventTokenizer, users: Sequence[History], names: set[str]
+) -> EncodedHistories:
+    """The histories of users whose names differ and ascend."""
+    schema = tokenizer.event_schema
+    columns = [column for role, column in columns_of(schema).items() if role != "time"]
+    columns += time_parts(schema.time, names)
+    wanted = [column for column in dict.fromkeys(columns) if column in names]
+    rows = [row for user in users for row in user.events]
+    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
+    table[schema.user] = [
+        name for user in users for name in itertools.repeat(_name(user), len(user.events))
+    ]
+    encoded = encode_histories(_knowing(tokenizer, users), table, warn=False)
+    if len(encoded.users) < len(users):
+        # a user whose events were all rejected would shift the answers of those behind
+        there = set(encoded.users.to_pylist())
+        missing = next(user.id for user in users if _name(user) not in there)
+        reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
+        raise DataError(f"user {missing!r} has no usable event ({reasons}).")
+    return encoded
+
+
+def _knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokenizer:
+    """The tokenizer that knows what the users' requests say of them. Raises DataError for a feature
+    that the model does not read."""
+    tokenizer = tokenizer.by_name
+    told = {_name(user): user.features for user in users if user.features is not None}
+    if not told:
+        return tokenizer
+
+    known = tokenizer.event_schema.features
+    strange = [name for features in told.values() for name in features if name not in known]
+    if strange:
+        raise DataError(
+            f"features: the model reads no {strange[0]!r} of the users. "
+            f"{closest(strange[0], known) if known else 'It reads no features at all.'}"
+        )
+
+    table: dict[str, list[str | None]] = {tokenizer.event_schema.user: list(told)}
+    for name in known:
+        table[name] = [as_label_text(features.get(name)) for features in told.values()]
+    named = tokenizer.with_features(table)
+    if tokenizer.users is None or named.users is None:
+        return named
+    # what a request says of a user comes before what the model was told
+    return tokenizer.with_features(tokenizer.users.updated(named.users))
+
+
+def _name(user: History) -> str:
+    return str(user.id) or "0"  # an empty name would be a null
+
+
+def _in_order(
+    parts: Sequence[EncodedHistories], order: np.ndarray, ids: list[str]
+) -> EncodedHistories:
+    """Users of all parts, one after the other, taken in `order` (U,)."""
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    # where each user's events begin in the joined columns
+    begin = (np.cumsum(lengths) - lengths)[order]
+    lengths = lengths[order]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    event = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
+    columns = {
+        name: np.concatenate([part.columns[name] for part in parts])[event]
+        for name in parts[0].columns
+    }
+    unknown: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for part in parts:
+        unknown.update(part.unknown)
+        rejected.update(part.rejected)
+    return EncodedHistories(
+        pa.array(ids, pa.string()), offsets, columns, dict(unknown), dict(rejected)
+    )
