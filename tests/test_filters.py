@@ -212,7 +212,7 @@ def test_users_of_whom_nothing_is_left_are_said(
     command = ["predict", "universal", str(tmp_path / "log.csv"), "--user", "u", "--event", "e"]
     assert main([*command, "--time", "t", "--exclude-seen"]) == 0
     out, error = capsys.readouterr()
-    assert "leave nothing of 1 users" in error
+    assert "no behavior passes the filters for 1 users" in error
     assert [line.split()[:3] for line in out.splitlines()[-2:]] == [
         ["a", "1", "y"],
         ["b", "1", "x"],

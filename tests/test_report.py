@@ -96,7 +96,7 @@ def test_the_page_says_what_was_run(page: str) -> None:
         "2026-01-02 03:06 UTC",
         "53,210 predictions",
         "the model reads at most the last 64 events",
-        "One run, one seed (3)",
+        "one run with one seed (3)",
         "What happened: Food",
         "behavegpt.load(",
         "batch_events: 8192",
@@ -230,7 +230,7 @@ def test_intervals_and_examples_by_behavior_are_on_the_page(tmp_path: Path) -> N
         and "behaviors. The small numbers are 95 % intervals, bootstrapped over users (400 samples)"
         in text
     )
-    assert "right, for example: user u7 after tea; expected cup 61 %, tea 20 %" in text
+    assert "correct, for example: user u7 after tea; predicted cup 61 %, tea 20 %" in text
     assert "wrong, for example: user u8" in text
 
 
