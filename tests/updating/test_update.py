@@ -328,7 +328,7 @@ def plain(run: str, log: str, *more: str) -> Callable[[Path], list[str]]:
         (plain("run", "absent.csv"), "absent.csv"),
         (plain("run/model", "first.parquet"), "name the run folder, not its model folder"),
         (plain("data", "first.parquet"), "not a finished run"),
-        (plain("run", "past.parquet", "--late", "drop"), "no event later than 2011-10-09"),
+        (plain("run", "past.parquet", "--late", "drop"), "no event is later than 2011-10-09"),
         (plain("run", "first.parquet", "--undo"), "--undo takes only the run"),
         (plain("run", "", "--undo"), "nothing to undo, it has no update"),
         (plain("run", "first.parquet", "--steps", "-1"), "steps"),
