@@ -242,8 +242,8 @@ def _begin_or_continue(
     different = _differences(manifest, facts)
     if different:
         raise ConfigError(
-            f"{work} contains an unfinished export with other settings (its {different[0]} differ); "
-            "finish that one, or start over with --overwrite."
+            f"{work} contains an unfinished export whose {different[0]} differ; finish that one, "
+            "or start over with --overwrite."
         )
 
 
