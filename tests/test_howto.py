@@ -66,17 +66,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(3)
     apps = ["news", "maps", "mail", "music", "camera"]
 
-    log = events_of(rng, "2024-03-01 06:00", apps, 30)
-    log.to_csv(folder / "my_logs.csv", index=False)
     events_of(rng, "2024-05-01 06:00", [*apps, "wallet"], 20).to_csv(
         folder / "new_logs.csv", index=False
     )
     events_of(rng, "2024-05-01 06:00", apps, 4).to_csv(folder / "tomorrow.csv", index=False)
-    labels = pd.DataFrame({"user_id": log["user_id"].unique(), "churned": [True, False] * 30})
+    names = [f"u{user:02}" for user in range(60)]
+    labels = pd.DataFrame({"user_id": names, "churned": [True, False] * 30})
     labels.to_csv(folder / "labels.csv", index=False)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        # the log itself is what the first page writes
+        [(_, code)] = blocks("index", "python")
+        exec(compile(code, "docs/howto/index.md", "exec"), {})
         for command in commands("train", "behavegpt"):
             run(command)
     return folder
