@@ -88,13 +88,15 @@ class History(_Asked):
     order."""
 
     id: Label | Integer = Field(
-        "0", description="comes back with the answer; a future's random draws depend on it"
+        "0", description="returned with the answer; the random numbers of a future depend on it"
     )
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
     features: dict[Label, Value] | None = Field(
         None,
-        description="what is known of the user, by the column names of the training data's table "
-        "of users; what is left out is unknown. Without it: the row of the service's own table",
+        description=(
+            "user features, by the column names of the user table of the training data; "
+            "missing ones are unknown. Without it: the row of the service's own table"
+        ),
     )
 
 
@@ -103,8 +105,10 @@ class _Told(BaseModel):
 
     at: Label | None = Field(
         None,
-        description="the time that is asked about, such as 2026-11-28 18:30, a wall clock of the "
-        "log's zone; its weekday and slot count",
+        description=(
+            "predict what happens at this time, such as 2026-11-28 18:30, local time in the "
+            "log's zone; only its weekday and slot matter"
+        ),
     )
     location: Label | Integer | None = Field(None, description="the place that is asked about")
 
@@ -168,8 +172,10 @@ class WhenRequest(Request, WhenOptions):
 
     now: Label | None = Field(
         None,
-        description="the time of asking, such as 2026-11-28 18:30, for all users; later events are "
-        "not read (default: each user's last event)",
+        description=(
+            "current time for all users, such as 2026-11-28 18:30; later events are ignored "
+            "(default: each user's last event)"
+        ),
     )
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
@@ -222,7 +228,7 @@ class EventsRequest(UserRequest):
 
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(
         min_length=1,
-        description="by the column names of the counted log; of one request in any order",
+        description="events by the column names of the log, in any order within a request",
     )
     new: StrictBool = Field(False, description="start over: forget the earlier events of this user")
 
