@@ -216,8 +216,8 @@ def _encode(
 ) -> Encoded:
     if chosen.users is None and schema.features:
         raise DataError(
-            f"the schema names features of the users ({', '.join(schema.features)}), which stand "
-            "in a table of their own; give it with --users TABLE."
+            f"the schema lists user features ({', '.join(schema.features)}), which come "
+            "from a user table; pass it with --users TABLE."
         )
     if schema.has_baskets and chosen.engine == "spark":
         raise DataError(

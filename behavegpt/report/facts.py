@@ -16,8 +16,7 @@ def read_facts(run: Path) -> dict[str, Any]:
     """RUN/run.json, what it lacks empty; raises DataError when the folder holds no run."""
     if not (run / "run.json").is_file():
         raise DataError(
-            f"{run}: no run in this folder (no run.json); give the `out` folder of `behavegpt "
-            "train`."
+            f"{run}: not a run folder (no run.json); name the `out` folder of `behavegpt train`."
         )
 
     return {

@@ -27,6 +27,7 @@ from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
 from behavegpt.serving.endpoints import ENDPOINTS, LABEL_ENDPOINTS, Counted
 from behavegpt.serving.errors import Late, add_errors
+from behavegpt.serving.examples import example_users
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
@@ -182,6 +183,15 @@ def make_app(predictor: AnyPredictor | LabelPredictor, settings: ServeSettings) 
         _add_endpoint(app, service, path, kind)
     _add_facts(app, service)
     add_pages(app, settings, endpoints, predictor.tokenizer)
+    if isinstance(predictor, LabelPredictor):
+        return app
+
+    examples = example_users(predictor, settings.examples)
+
+    @app.get("/v1/examples", summary="Users of the log that the service was started with.")
+    async def told() -> Any:
+        return {"users": examples}
+
     return app
 
 

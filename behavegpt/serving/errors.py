@@ -86,9 +86,7 @@ def add_errors(app: FastAPI, endpoints: Iterable[str]) -> None:
 
     async def bug(request: HttpRequest, error: Exception) -> Response:
         logging.getLogger("uvicorn.error").error("%s", request.url.path, exc_info=error)
-        return error_response(
-            500, "InternalError", "our mistake; the service's log has the details."
-        )
+        return error_response(500, "InternalError", "internal server error; see the server log.")
 
     table = {Refused: refused, BehaveGPTError: ours, Busy: busy, TimeoutError: slow, Late: slow}
     table |= {HTTPException: routing, Exception: bug}
