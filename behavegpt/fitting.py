@@ -185,7 +185,8 @@ def fit(
         check_output(run, "into")
         if (run / "run.json").exists():
             raise ConfigError(
-                f"{run} holds a run already; open it with behavegpt.load, or choose another `out`."
+                f"{run} already contains a run; open it with behavegpt.load, or choose "
+                "another `out`."
             )
         store = _prepare(data, chosen, run / "data")
     else:
@@ -222,7 +223,7 @@ def _by_owner(settings: Mapping[str, object]) -> _Settings:
     for name in rest:
         if name in TrainSettings.model_fields:
             raise ConfigError(
-                f"fit has no setting {name!r}; it is one of train: give train={{{name!r}: ...}}."
+                f"fit has no setting {name!r}; it belongs to train: train={{{name!r}: ...}}."
             )
         if name.partition(".")[0] not in TRAINING:
             raise ConfigError(

@@ -16,8 +16,7 @@ def read_facts(run: Path) -> dict[str, Any]:
     """RUN/run.json, what it lacks empty; raises DataError when the folder holds no run."""
     if not (run / "run.json").is_file():
         raise DataError(
-            f"{run}: no run in this folder (no run.json); give the `out` folder of `behavegpt "
-            "train`."
+            f"{run}: not a run folder (no run.json); name the `out` folder of `behavegpt train`."
         )
 
     return {
@@ -118,6 +117,8 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
     schema, split = manifest.event_schema, manifest.split
     columns = {"user": schema.user, "time": schema.time} | schema.label_columns
+    if schema.group is not None:
+        columns["group"] = schema.group
     numbers = [
         f"{number:,} {name}"
         for name, number in zip(("training", "validation", "test"), split["events"], strict=False)
@@ -125,6 +126,7 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     listed = {
         "columns": ", ".join(f"{name}: {column}" for name, column in columns.items()),
         "events by split": ", ".join(numbers),
+        **({} if manifest.baskets is None else {"baskets": f"{manifest.baskets:,}"}),
         "boundaries": boundaries(split.get("boundaries")),
         "time zone": schema.tz,
         "rejected rows": ", ".join(

@@ -10,6 +10,10 @@ from behavegpt.figures import METRICS, MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
 from behavegpt.result_files import best_baseline, read_per_behavior
 
+BASKET_METRICS = {
+    name: name.replace("macro_recall", "macro recall").replace("ndcg", "NDCG")
+    for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "hit@1", "hit@5", "macro_recall@5")
+}
 PRIMARY = ("rec_w", "rec_m", "ndcg@3", "hr@3", "tail")  # of the first table; all in the second
 LISTED = 1000  # behaviors in the table of behaviors, those with the most events to predict
 LEVEL = 0.005  # a relative difference that would be written as 0 %
@@ -27,15 +31,20 @@ def metric_table(
     A row is {name, ours, cells: [(text, best)], intervals: [text], with_unseen: [text]}, the last
     with the targets that were left out as misses, empty if there were none; an interval is empty
     where `uncertainty`, what metrics.json says of it, has none; `gain` compares ours with the best
-    other model, column by column; `primary` marks the columns that a first look needs.
+    other model, column by column; `primary` marks the columns that a first look needs. Of models of
+    baskets, the figures are those of baskets, sorted by NDCG@10.
     """
+    titles, first = METRICS, "rec_w"
+    if models and all("basket" in figures for figures in models.values()):
+        models, unseen, uncertainty = {n: f["basket"] for n, f in models.items()}, 0, None
+        titles, first = BASKET_METRICS, "ndcg@10"
     # a figure that no model has takes no column
-    best = {key: _best(models, key) for key in METRICS if _best(models, key) is not None}
+    best = {key: _best(models, key) for key in titles if _best(models, key) is not None}
     columns = list(best)
     intervals = (uncertainty or {}).get("intervals", {})
 
     rows = []
-    for name in sorted(models, key=lambda name: -(models[name].get("rec_w") or 0)):
+    for name in sorted(models, key=lambda name: -(models[name].get(first) or 0)):
         figures, spans = models[name], intervals.get(name, {})
         harder = figures["with_unseen"] if unseen else {}
         rows.append(
@@ -51,8 +60,8 @@ def metric_table(
         )
 
     return {
-        "header": [METRICS[key] for key in columns],
-        "primary": [key in PRIMARY for key in columns],
+        "header": [titles[key] for key in columns],
+        "primary": [key in PRIMARY or titles is BASKET_METRICS for key in columns],
         "rows": rows,
         "gain": _gains(models, columns),
     }
@@ -192,16 +201,18 @@ def verdict(
         return []
 
     on = f" of {rows:,} events" if rows else " of the events"
-    sentences = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
+    sentences = [f"The top prediction is correct for {ours['rec_w']:.1%}{on}."]
     if is_number(ours.get("hr@3")):
         # one sentence: the full stop makes way
-        sentences[0] = f"{sentences[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
+        sentences[0] = (
+            f"{sentences[0][:-1]}; the true behavior is among the top three for {ours['hr@3']:.1%}."
+        )
 
     others = {name: figures for name, figures in models.items() if name != MODEL}
     if not others:
         return sentences
 
-    for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
+    for key, what in (("rec_w", "Overall,"), ("tail", "On the rarest third of the behaviors,")):
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
@@ -221,8 +232,8 @@ def verdict(
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - others[best]["rec_w"]) < 2 * spread:
         sentences.append(
-            f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
-            "percentage points may be chance."
+            f"With {rows:,} events, an overall difference of less than {200 * spread:.1f} "
+            "percentage points may be due to chance."
         )
 
     return sentences
@@ -233,13 +244,19 @@ def _how_sure(difference: dict[str, float], name: str) -> str:
     low, high = 100 * difference["low"], 100 * difference["high"]
     span = f"{low:+.1f} to {high:+.1f} percentage points".replace("-", "−")
     said = f"The overall difference from {name} has a 95 % interval over users of {span}"
-    return f"{said}: it may be chance." if low <= 0 <= high else f"{said}."
+    return f"{said}, so it may be due to chance." if low <= 0 <= high else f"{said}."
 
 
 def _compared(what: str, ours: float, theirs: float, name: str) -> str:
     """One sentence: ours against the best of the others."""
     if ours == theirs or (theirs > 0 and abs(ours / theirs - 1) < LEVEL):
-        return f"{what} it is level with the best other ({ours:.1%} against {theirs:.1%}, {name})."
+        return (
+            f"{what} it is level with the best of the others ({ours:.1%} against "
+            f"{theirs:.1%}, {name})."
+        )
     where = "ahead of" if ours > theirs else "behind"
     share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""
-    return f"{what} it is {where} the best other{share} ({ours:.1%} against {theirs:.1%}, {name})."
+    return (
+        f"{what} it is {where} the best of the others{share} ({ours:.1%} against "
+        f"{theirs:.1%}, {name})."
+    )

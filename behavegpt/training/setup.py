@@ -94,8 +94,8 @@ def _need_wandb() -> None:
         # wandb would ask for a login, and a job in a queue would wait for the answer for ever
         os.environ["WANDB_MODE"] = "offline"
         say(
-            "wandb: no key found, logging offline; send it later with: wandb sync "
-            "wandb/offline-run-*"
+            "wandb: no API key found, logging offline; upload the run later with: wandb "
+            "sync wandb/offline-run-*"
         )
 
 
@@ -171,11 +171,14 @@ def training_batches(
 
     if not len(target_rows(store, TRAIN)):
         raise DataError(
-            f"{store.path}: nothing to learn from: every history has 0 or 1 training events with "
-            "a known behavior, and "
-            "a prediction needs one before it. Give longer histories, or another --split."
+            f"{store.path}: nothing to learn from: every history has 0 or 1 training "
+            "events with a known behavior, and a prediction needs an earlier event. Use "
+            "longer histories, or another --split."
         )
 
+    # a basket is a position, as an event is without
+    if store.baskets is not None:
+        events = int((store.baskets.columns["split"] == TRAIN).sum())
     # a 32nd of the events: about 32 steps an epoch, until a step holds 8,192 events
     wanted = train.batch_events or min(8192, max(1024, events // 32))
     return TrainingBatches(

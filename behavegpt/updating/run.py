@@ -18,6 +18,7 @@ from behavegpt import decision
 from behavegpt.bounded_yaml import load_yaml
 from behavegpt.config import check_settings
 from behavegpt.console import say
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.reencode import reencode, schema_difference
 from behavegpt.data.store import TEST, TRAIN, VALID, EventStore, open_store
 from behavegpt.data.times import MICROS
@@ -81,13 +82,14 @@ def update(
         configured = _read_config(versions.run)
         before = _open(versions.run / MODEL)
         past = _open_past(versions, configured, data)
+        refuse_baskets(before.tokenizer.event_schema, "update")
         _check_schema(before, past)
         new = read_new(log, past, dict(columns or {}), users, asked.max_reject_share)
 
         # a process that was killed behind the update, and before it said so, is started again
         rows = versions.rows()
         if rows and rows[-1]["digest"] == new.digest:
-            say(f"{new.name}: the log of the latest update; nothing is changed")
+            say(f"{new.name}: already learned by the latest update; nothing was changed")
             return UpdateResult(rows[-1], versions.run / MODEL)
 
         # after the check of the digest: all of a log that was learned already would be late
@@ -114,9 +116,9 @@ def _held(run: str | Path) -> Iterator[Versions]:
     # a model folder has no config.yaml, so naming it instead of the run's is noticed here
     if not (folder / "config.yaml").is_file() or not (folder / MODEL / "config.json").is_file():
         raise ConfigError(
-            f"{folder}: not a finished run of train or finetune (config.yaml and model/ are looked "
-            "for); give the run's folder, not its model's. `universal` needs no update: it counts "
-            "the log that it is given."
+            f"{folder}: not a finished run of train or finetune (no config.yaml or "
+            "model/); name the run folder, not its model folder. `universal` needs no "
+            "update: it counts whatever log you pass."
         )
     with lock(folder, folder / LOCK, REMEDY):
         versions = Versions(folder)
@@ -141,8 +143,8 @@ def _open(folder: Path) -> Trained:
     trained = open_model(folder)
     if trained.model.config.model_type != BehaveGPTConfig.model_type:
         raise ConfigError(
-            f"{folder}: a {trained.model.config.architecture}, whose vocabulary cannot grow; "
-            "train it anew on all events."
+            f"{folder}: a {trained.model.config.architecture}, whose vocabulary cannot "
+            "grow; train it again on all events."
         )
     return trained
 
@@ -153,7 +155,7 @@ def _open_past(versions: Versions, configured: RunSettings, data: str | Path | N
         return open_store(data or configured.data.path)
     if data is not None:
         raise ConfigError(
-            f"{versions.run}: its updates go on from {versions.data}; leave --data out."
+            f"{versions.run}: its updates continue from {versions.data}; remove --data."
         )
     return open_store(versions.data)
 
@@ -163,8 +165,9 @@ def _check_schema(before: Trained, past: EventStore) -> None:
     lines = schema_difference(before.tokenizer.event_schema, past.schema)
     if lines:
         raise CheckpointError(
-            f"{past.path} is not the kind of data this model was trained for: {'; '.join(lines)}. "
-            "Give the prepared folder that it was trained on: --data DIR."
+            f"{past.path} does not match the schema this model was trained with: "
+            f"{'; '.join(lines)}. Pass the prepared folder that it was trained on: --data "
+            "DIR."
         )
 
 

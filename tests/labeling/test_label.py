@@ -194,7 +194,7 @@ COMMANDS = {
     "no out": (["finetune", "demo", "LOG", "--mode", "label", "--labels", "TABLE"], "--at DATE"),
     "no mode": (["finetune", "adapt/new_behavior", "--at", AT], "option of --mode label"),
     "filters": (["predict", "RUN", "LOG", "--exclude-seen"], "about behaviors"),
-    "no log": (["predict", "RUN"], "name the files"),
+    "no log": (["predict", "RUN"], "add the log files"),
 }
 
 

@@ -130,7 +130,7 @@ def test_a_service_that_is_killed_while_it_saves(
     """A service ends by a signal: while it starts, while it answers, while it writes what it
     counted."""
     (place / "out").mkdir(exist_ok=True)
-    stop = {"signal": int(signal.SIGTERM), "once": "answers for", "after": 0.3}
+    stop = {"signal": int(signal.SIGTERM), "once": "is serving", "after": 0.3}
     whole = commands().run(SERVE, place, **stop)
     assert whole.status in (143, -signal.SIGTERM) and "written" in whole.output, whole.output
     expected = contents(place / "out")
