@@ -18,7 +18,7 @@ PATHS = (
     "POST /v1/predict, /v1/embed, /v1/generate, /v1/users/ID/events, /v1/users/ID/predict; "
     "GET /v1/model, /health, /metrics, /docs"
 )
-HINT = "GET /v1/model tells the columns and the limits."
+HINT = "GET /v1/model lists the columns and the limits."
 _OPTION = re.compile(r"(?<![\w-])--[a-z]")
 _SENTENCE = re.compile(r"(?<=[.;?])\s+")
 
@@ -51,7 +51,7 @@ def over_http(message: str) -> str:
 
     >>> advice = "Name the right one with --time COLUMN."
     >>> over_http(f"no column 't' (the time). Did you mean 'T'? {advice}")
-    "no column 't' (the time). Did you mean 'T'? GET /v1/model tells the columns and the limits."
+    "no column 't' (the time). Did you mean 'T'? GET /v1/model lists the columns and the limits."
     """
     if not _OPTION.search(message):
         return message
