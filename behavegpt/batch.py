@@ -41,18 +41,25 @@ class PackedBatch(NamedTuple):
     given: dict[str, torch.Tensor] | None = None
     """Field ids (N,) int64 of those targets that the model may know (`weekday`, `slot`,
     `location`); None without."""
+    baskets: dict[str, torch.Tensor] | None = None
+    """Of a log of baskets, each a position: `sizes` (B, R), their events; `asked` (N,), positions
+    of the flattened rows that are asked for the next basket, once for each behavior in it; `share`
+    (N,), 1 / the targets of that basket. `inputs` are (E,) then, basket by basket, target and row
+    (N,)."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What a model's forward takes of it, whatever is asked."""
         counts = {} if self.memory is None else {"memory": self.memory}
         given = {} if self.given is None else {"given": self.given}
+        baskets = {} if self.baskets is None else {"baskets": self.baskets}
         return {
             **self.inputs,
             "document": self.document,
             "position": self.position,
             **counts,
             **given,
+            **baskets,
         }
 
     def to(self, device: torch.device) -> PackedBatch:

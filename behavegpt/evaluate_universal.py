@@ -9,6 +9,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from behavegpt.console import progress
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import check_schema, describe
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
@@ -40,6 +41,7 @@ def evaluate_universal(
     know of the event that they predict (`time`, `location`). Raises ConfigError for the place in a
     log without places, DataError when the split is empty.
     """
+    refuse_baskets(store.schema, "the universal model")
     rows = target_rows(store, SPLITS[split])
     if not len(rows):
         raise DataError(

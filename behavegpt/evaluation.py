@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from behavegpt.baselines import counts
+from behavegpt.baselines import basket_counts, counts
 from behavegpt.config import check_settings
 from behavegpt.console import progress, say
 from behavegpt.data.given import check_schema, describe
@@ -23,6 +23,7 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.errors import DataError
+from behavegpt.evaluation_baskets import add_basket_figures
 from behavegpt.evaluation_examples import collect_examples
 from behavegpt.evaluation_files import write_details
 from behavegpt.evaluation_groups import group_figures
@@ -77,6 +78,7 @@ def compare(
 
     # on several ranks all hold the result; one writes it
     if share.rank == 0:
+        add_basket_figures(result, store, ranks)
         result["uncertainty"] = uncertainty(store, ranks, "behavegpt")
         result["groups"] = group_figures(store, ranks)
         for text in result["remarks"]:
@@ -150,13 +152,11 @@ def score_baselines(
     user's whole past, and of the target what is `given`."""
     rows = target_rows(store, SPLITS[split])
     behavior = store.column("behavior")
-    fitted = counts.tune(counts.fit(store, given), store)
-
-    for name, model in fitted.items():
+    for name, scored in _counted(store, given, rows):
         metrics, ranks = PredictionMetrics(store.behaviors.classes), TargetRanks(rows)
         with progress(f"evaluate {name}", len(rows)) as show:
             step = _cumulative(show)
-            for part, scores in counts.scores(model, store, rows):
+            for part, scores in scored:
                 # counts take vocabulary ids, metrics classes: without padding and unknown
                 target = torch.from_numpy(behavior[part].astype(np.int64) - FIRST)
                 metrics.update(torch.from_numpy(scores), target)
@@ -164,6 +164,19 @@ def score_baselines(
                 step(len(part))
 
         yield name, metrics, ranks
+
+
+def _counted(
+    store: EventStore, given: tuple[str, ...], rows: np.ndarray
+) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]]:
+    """Each count baseline with its scores of the rows, in parts."""
+    if store.baskets is not None:
+        counted = basket_counts.fit(store)
+        for name in basket_counts.NAMES:
+            yield name, basket_counts.scores(counted, name, store, rows)
+        return
+    for name, model in counts.tune(counts.fit(store, given), store).items():
+        yield name, counts.scores(model, store, rows)
 
 
 def _protocol(
@@ -179,14 +192,19 @@ def _protocol(
         "split_rule": store.manifest.split["rule"],
         "boundaries": store.manifest.split.get("boundaries"),
         "rows": (
-            "every event of the split with a known behavior and at least one earlier event of its "
-            "user"
+            (
+                "each known behavior of a basket of the split, once, after "
+                if store.baskets
+                else "every event of the split with a known behavior and "
+            )
+            + f"at least one earlier {'basket' if store.baskets else 'event'} of its user"
         ),
         "with_unseen": (
             "the same and the targets whose behavior training never saw, as misses of one more "
             "class"
         ),
         "context": f"model: {_context(predictor)}; baselines: the whole past",
+        **({"unit": "basket"} if store.baskets else {}),
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
         "prior_correction": rule.prior_correction,
@@ -198,13 +216,14 @@ def _protocol(
 def _context(predictor: Predictor) -> str:
     """What a model reads of a user, in words."""
     config = predictor.model.config
-    window = f"the last {config.max_length // 2} to {config.max_length} events"
+    unit = "basket" if config.baskets else "event"
+    window = f"the last {config.max_length // 2} to {config.max_length} {unit}s"
     if not config.memory:
         return window
     return (
         f"counts of the whole past, and {window}"
         if config.num_hidden_layers
-        else ("counts of the whole past, and the last event")
+        else f"counts of the whole past, and the last {unit}"
     )
 
 

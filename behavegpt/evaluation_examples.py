@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from behavegpt.data.collate import argument_name
+from behavegpt.data.collate import ReadsMemory, argument_name
 from behavegpt.data.given import given_fields
-from behavegpt.data.loader import memory_of
-from behavegpt.data.memory_counts import MemorySource
+from behavegpt.data.loader import columns_of, memory_of
 from behavegpt.data.store import EventStore
+from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.predictor import Predictor
 
@@ -31,7 +31,7 @@ class _Reader:
 
     predictor: Predictor
     store: EventStore
-    memory: MemorySource | None
+    memory: ReadsMemory | None
     shift: torch.Tensor  # (K,), subtracted from the logits
     names: Any  # labels of the users
 
@@ -40,7 +40,8 @@ class _Reader:
         user = int(np.searchsorted(self.store.offsets, row, side="right") - 1)
         best = self.probabilities(user, row).topk(min(LIKELIEST, self.store.behaviors.classes))
         labels = self.predictor.tokenizer.labels(best.indices.numpy())
-        past = slice(max(int(self.store.offsets[user]), row - history), row)
+        end = row if self.store.baskets is None else self.store.baskets.first_of(row)
+        past = slice(max(int(self.store.offsets[user]), end - history), end)
         before = zip(_times(self.store, past), *_texts(self.store, past), strict=True)
         return {
             "user": self.names[user].as_py(),
@@ -56,6 +57,8 @@ class _Reader:
     def probabilities(self, user: int, row: int) -> torch.Tensor:
         """Probabilities (K,) of the behavior of the event at a row, from the user's events before
         it."""
+        if self.store.baskets is not None:
+            return self._before_basket(user, self.store.baskets.first_of(row))
         model = self.predictor.model
         begin = max(int(self.store.offsets[user]), row - model.config.max_length)
         inputs = {}
@@ -73,6 +76,18 @@ class _Reader:
         logits: torch.Tensor = output.logits[0]
         return (logits.float().cpu() - self.shift).softmax(-1)
 
+    def _before_basket(self, user: int, end: int) -> torch.Tensor:
+        """The same of what is in the basket that begins at `end`."""
+        part = slice(int(self.store.offsets[user]), end)
+        columns = {
+            name: np.asarray(column[part]) for name, column in columns_of(self.store).items()
+        }
+        columns["time"] = columns["time"].astype(np.int64) + self.store.manifest.time_origin
+        offsets = np.array([0, end - part.start])
+        encoded = EncodedHistories(self.names[user : user + 1], offsets, columns, {}, {})
+        chance = torch.from_numpy(self.predictor.shares(encoded)[0])
+        return (chance.clamp(min=1e-12).log() - self.shift).softmax(-1)
+
 
 def collect_examples(
     predictor: Predictor, store: EventStore, found: TargetRanks, shift: torch.Tensor
@@ -85,7 +100,10 @@ def collect_examples(
     `found`: the ranks of the truth at the targets; `shift` (K,) is subtracted from the logits.
     """
     counts = predictor.model.counts
-    memory = None if counts is None else memory_of(store, counts)
+    # baskets are read as `predict` reads them
+    memory: ReadsMemory | None = None
+    if counts is not None and store.baskets is None:
+        memory = memory_of(store, counts)
     reader = _Reader(predictor, store, memory, shift, store.users())
     users = np.searchsorted(store.offsets, found.rows, side="right") - 1
     deep = found.rows[found.rows - store.offsets[users] >= HISTORY]

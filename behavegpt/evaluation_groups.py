@@ -51,7 +51,9 @@ def _kinds(
     store: EventStore, rows: np.ndarray, user: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray, list[str]]]:
     """Each kind of group: its name, the group (R,) of each target, and the groups' names."""
-    known = rows - store.offsets[user]  # (R,) events of the user before the target
+    baskets = store.baskets
+    ends = rows if baskets is None else baskets.begin[baskets.number_of(rows)]
+    known = ends - store.offsets[user]  # (R,) events of the user before the target, or its basket
     yield HISTORY, np.searchsorted(KNOWN_EVENTS, known, side="right") - 1, _spans()
 
     yield WEEKDAY, np.asarray(store.columns["weekday"])[rows].astype(int), list(calendar.day_name)

@@ -8,6 +8,7 @@ import numpy as np
 
 from behavegpt.data.pack import count_unseen, target_rows
 from behavegpt.data.store import SPLITS, EventStore
+from behavegpt.evaluation_baskets import basket_table
 from behavegpt.evaluation_files import labels_of
 from behavegpt.metrics.prediction import PredictionMetrics
 
@@ -79,8 +80,12 @@ def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[
 def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[str]], str]:
     """Columns, rows (best weighted recall first) and title of a result's table.
 
-    Where targets were left out, each model has a second row that counts them as misses.
+    Where targets were left out, each model has a second row that counts them as misses. Baskets
+    have a table of their own.
     """
+    of_baskets = basket_table(result)
+    if of_baskets is not None:
+        return of_baskets
     names = (
         "rec_w", "rec_m", "prec_w", "prec_m", "f1_w", "f1_m", "ndcg@3", "hr@3",
         "head", "mid", "tail",

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.memory_files import save_counts
 from behavegpt.decision import FILE as THRESHOLDS
 from behavegpt.decision import save_thresholds
@@ -62,6 +63,7 @@ def export_model(
             "predicts cannot be exported: the graph takes histories alone; serve it (behavegpt "
             "serve), or train one without model.given for export."
         )
+    refuse_baskets(predictor.tokenizer.event_schema, "an exported graph")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: already exists; choose another folder, or pass --overwrite.")
 

@@ -40,8 +40,10 @@ from behavegpt.adapt.transfer import (
 from behavegpt.baselines import network as _baselines  # noqa: F401
 from behavegpt.config import PathText
 from behavegpt.console import say, table
+from behavegpt.data.baskets import check_baskets
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
+from behavegpt.data.pack import target_counts
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import FIRST
@@ -92,7 +94,7 @@ def finetune(
     """
     with open_run(settings, "finetune", resume=resume) as run:
         adapted = adapt_model(settings, store)
-        loss = build_loss(settings.loss, torch.tensor(adapted.store.behaviors.counts))
+        loss = build_loss(settings.loss, torch.tensor(target_counts(adapted.store)))
         adapted.inherit(loss)
 
         trainer = Trainer(
@@ -142,6 +144,7 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     store = store or open_store(settings.data.path)
     base, old = _open_base(settings.base_folder)
     check_schema(base.config.given or (), store.schema)
+    check_baskets(base.config.baskets, store.schema)
 
     # the vocabulary: the base's with new labels appended, or one of the data alone
     options = settings.adapt
@@ -202,7 +205,7 @@ def _fresh_model(
 ) -> BehaveGPTForBehaviorPrediction:
     """A new model of the target's shape; what the mode transfers is copied over it."""
     model = BehaveGPTForBehaviorPrediction(target_config(base, tokenizer, dropout))
-    model.set_prior(torch.tensor(store.behaviors.counts))
+    model.set_prior(torch.tensor(target_counts(store)))
     if model.config.memory:  # the habits of these data
         model.counts = count_store(store, in_order(model.config.given or ()))
     return model

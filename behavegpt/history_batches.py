@@ -7,17 +7,21 @@ Shape letters: U users, T events of all of them, B rows, R positions, K behavior
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from behavegpt.batch import PADDING, PackedBatch
-from behavegpt.data.collate import collate_inputs
+from behavegpt.data.basket_batches import collate_basket_inputs
+from behavegpt.data.baskets import NUMBER, Baskets, baskets_of
+from behavegpt.data.collate import ReadsMemory, collate_inputs
 from behavegpt.data.given import Moment
 from behavegpt.data.loader import row_length_for
-from behavegpt.data.memory_counts import MemorySource, history_source
+from behavegpt.data.memory_baskets import history_memory
+from behavegpt.data.memory_counts import history_source
 from behavegpt.data.pack import RowPlan, Windows, pack_rows
+from behavegpt.errors import DataError
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 
 # a GPU is done with a small one before the next is made
@@ -42,12 +46,6 @@ class HistoryBatch(NamedTuple):
     time: torch.Tensor | None  # (B, R) int64 seconds, where asked for
 
 
-class ReadsMemory(Protocol):
-    """Says what a model's counts know at events, as `MemorySource` does."""
-
-    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
-
-
 def history_batches(
     model: BehaveGPTForBehaviorPrediction,
     histories: Histories,
@@ -57,7 +55,7 @@ def history_batches(
     memory: ReadsMemory | None = None,
     asked: Moment | None = None,
 ) -> Iterator[HistoryBatch]:
-    """The last `max_length` events of each history (U,), in rows packed for a model.
+    """The last `max_length` events, or baskets, of each history (U,), in rows packed for a model.
 
     What `memory` says at the last events, of the whole histories, stands beside them, row by row; a
     model with memory needs it wherever logits are asked for. So does what is given of the events to
@@ -67,6 +65,10 @@ def history_batches(
     config = model.config
     row_length = row_length_for(config.max_length)
     begin, end = histories.begin, histories.end
+    baskets = _baskets(histories) if config.baskets else None
+    if baskets is not None:
+        # a basket is a position; the ends of histories are ends of baskets
+        begin, end = (np.searchsorted(baskets.begin, edge) for edge in (begin, end))
     length = np.minimum(end - begin, config.max_length)
     # what follows the last event is all that is asked for
     plan = pack_rows(Windows(end - length, length, length - 1), row_length)
@@ -77,11 +79,18 @@ def history_batches(
     most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
     most_users = CELLS_PER_BATCH // max(1, cells_per_user)
     for first, stop in _pieces(plan, most_positions // row_length, most_users):
-        batch = collate_inputs(histories.columns, plan, np.arange(first, stop), row_length, fields)
+        rows = np.arange(first, stop)
+        if baskets is None:
+            batch = collate_inputs(histories.columns, plan, rows, row_length, fields)
+        else:
+            batch = collate_basket_inputs(
+                histories.columns, baskets, plan, rows, row_length, fields
+            )
         held = slice(plan.pointer[first], plan.pointer[stop])  # windows of these rows
         users = user_of[held]
         if memory is not None:
-            newest = (plan.windows.start + plan.windows.length - 1)[held]
+            after = (plan.windows.start + plan.windows.length)[held]
+            newest = (after if baskets is None else baskets.begin[after]) - 1
             batch = batch._replace(memory=memory.at(newest))
         if asked is not None:
             given = {field: torch.from_numpy(ids[users]) for field, ids in asked.items()}
@@ -98,15 +107,30 @@ def history_batches(
         yield HistoryBatch(users, batch, last, time)
 
 
+def _baskets(histories: Histories) -> Baskets:
+    """The baskets of histories, which end where these do. Raises DataError where the log tells of
+    none."""
+    if NUMBER not in histories.columns:
+        raise DataError(
+            "the model reads baskets, and nothing tells those of these histories; read the log "
+            "with the group's column."
+        )
+    whole = np.array([0, len(histories.columns[NUMBER])])
+    ends = np.concatenate([whole, histories.begin, histories.end])
+    return baskets_of(histories.columns, np.unique(ends))
+
+
 def memory_of_histories(
     model: BehaveGPTForBehaviorPrediction, histories: Histories, asked: Moment | None = None
-) -> MemorySource | None:
+) -> ReadsMemory | None:
     """Reads what a model's counts say of histories, `asked` about given fields (U,); None for a
     model without memory."""
     if model.counts is None:
         return None
 
     offsets = np.append(histories.begin, histories.end[-1:])
+    if model.config.baskets:
+        return history_memory(histories.columns, offsets, model.counts)
     return history_source(histories.columns, offsets, model.counts, asked)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from behavegpt.config import check_settings
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import Moment
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState
@@ -102,6 +103,7 @@ class Predictor(TrainedModel):
         choice = choose_from(options, self.tokenizer, self.model.config.retired)
         check_asked(self.given, at, location, "this model", "train with model.given")
         refuse_states(events)
+        refuse_baskets(self.tokenizer.event_schema, "explain")
 
         encoded, _, asked = self._asked(events, at, location)
 
@@ -138,6 +140,8 @@ class Predictor(TrainedModel):
         09:00", after which nothing is read; by default each user's last event. Raises ConfigError,
         also for a model without timing.json, and DataError. Docs: docs/when.md.
         """
+
+        refuse_baskets(self.tokenizer.event_schema, "when")
 
         def predict(encoded: EncodedHistories, top: int) -> Predictions:
             return self.predict(encoded, top, interrupt=interrupt)

@@ -21,9 +21,11 @@ from behavegpt.baselines.architectures import (
 from behavegpt.baselines.config import BaselineConfig
 from behavegpt.baselines.network import start_baseline
 from behavegpt.config import PathText, closest
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import check_schema, in_order
 from behavegpt.data.memory_counts import count_store
 from behavegpt.data.memory_past import EXPERTS
+from behavegpt.data.pack import target_counts
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.decision import thresholds_of
@@ -94,6 +96,7 @@ def model_config(settings: PretrainSettings, store: EventStore) -> BehaveGPTConf
 def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig:
     """The config of the settings, of a baseline if they name one."""
     if _is_baseline(settings.model):
+        refuse_baskets(store.schema, f"the architecture {settings.model['architecture']}")
         return baseline_config(settings.model, store)
 
     is_event = store.schema.behavior_is_event
@@ -110,6 +113,7 @@ def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig
         user_features=read_features(settings.model, store),
         num_behaviors=store.behaviors.classes,
         behavior_is_event=is_event,
+        baskets=store.schema.has_baskets,
         tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
         **shape | {"embedding_size": width},
     )
@@ -126,7 +130,7 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     with open_run(settings, "pretrain", resume=resume) as run:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
-        loss = build_loss(settings.loss, torch.tensor(store.behaviors.counts))
+        loss = build_loss(settings.loss, torch.tensor(target_counts(store)))
 
         trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
         # the universal weights are a model already, and may stay the best one
@@ -156,7 +160,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
     else:
         model = BehaveGPTForBehaviorPrediction(config)
         # a new network begins at the training frequencies of the behaviors
-        model.set_prior(torch.tensor(store.behaviors.counts))
+        model.set_prior(torch.tensor(target_counts(store)))
 
     if config.memory:
         model.counts = count_store(store, in_order(config.given or ()))

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import Moment, in_order
 from behavegpt.data.state_files import holds_states, load_states, save_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
@@ -107,6 +108,9 @@ class TrainedModel(KeepsStates):
     def state_spec(self) -> StateSpec:
         """What a state holds: the last `max_length` events, of a model with memory also the
         counts."""
+        refuse_baskets(
+            self.tokenizer.event_schema, "a state, which an event is added to at a time,"
+        )
         config, counts = self.model.config, self.model.counts
 
         # the time last, also where the model does not read it: a state must know when it ended

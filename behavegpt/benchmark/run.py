@@ -31,6 +31,7 @@ from behavegpt.benchmark.plan import FINAL, Plan, Planned
 from behavegpt.benchmark.settings import BenchmarkSettings
 from behavegpt.config import dump_settings
 from behavegpt.console import say
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.data.vocabulary import FIRST
@@ -80,7 +81,9 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
 
 
 def plans_of(settings: BenchmarkSettings, stores: dict[str, EventStore]) -> list[Plan]:
-    """A plan for each log, from the rows there are now."""
+    """A plan for each log, from the rows there are now. Raises ConfigError for a log of baskets."""
+    for store in stores.values():
+        refuse_baskets(store.schema, "the benchmark")
     rows = {(row["key"], row["kind"]): row for row in read_rows(Path(settings.out) / "rows.jsonl")}
     return [Plan(settings, name, store, rows) for name, store in stores.items()]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
     from behavegpt.zero_shot import UniversalPredictor
 
-_COLUMNS = ("user", "time", "event", "location", "behavior", "order")
+_COLUMNS = ("user", "time", "event", "location", "behavior", "order", "group")
 _READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
 
 

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from behavegpt.ingest.prepare import Preview
 
 
-ROLES = ("user", "time", "event", "location", "behavior", "order")
+ROLES = ("user", "time", "event", "location", "behavior", "order", "group")
+_HINTS = {
+    "order": "column that orders events of one moment, such as a line number (default: none)",
+    "group": "column that tells baskets apart, such as an invoice: events of one are a set, "
+    "predicted as a whole from those before (default: none)",
+}
 _SCHEMA_OPTIONS = (
     *ROLES,
     "tz",
@@ -43,11 +48,8 @@ def _column_arguments(parser: Parser) -> None:
     )
     for role in ROLES:
         joined = "; DATE+CLOCK if split over two" if role == "time" else ""
-        parser.add_argument(
-            f"--{role}",
-            metavar="COLUMN",
-            help=f"{role} column (default: guessed{joined})",
-        )
+        hint = f"{role} column (default: guessed{joined})"
+        parser.add_argument(f"--{role}", metavar="COLUMN", help=_HINTS.get(role, hint))
 
     parser.add_argument(
         "--extra",
@@ -195,6 +197,8 @@ def _prepare(arguments: Arguments) -> Any:
     # counts know no further fields: a network reads them
     further = store.schema.extra or store.schema.numeric or store.schema.features
     config = "small" if further else "memory"
+    if store.schema.has_baskets:
+        config = "baskets"
     say(f"next: behavegpt train {config} data.path={arguments.out} out=runs/my-run")
 
     return store.manifest.model_dump(mode="json")
@@ -265,6 +269,7 @@ COMMANDS: dict[str, Command] = {
         "Europe/London\n"
         "  behavegpt prepare my_logs.csv --users customers.csv --user-features segment "
         "--user-numeric age --out data/mine\n"
+        "  behavegpt prepare sales.csv --event product --group invoice --out data/sales\n"
         "  behavegpt prepare logs/ --schema schema.yaml --split date:2024-05-10,2024-05-25 --out "
         "data/mine\n"
         "  behavegpt prepare '/nfs/logs/*.parquet' --engine spark --spark-master "

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from behavegpt.data.user_state import UserState
+    from behavegpt.labeling.predictor import LabelPredictor
     from behavegpt.predictor import Predictor
     from behavegpt.zero_shot import UniversalPredictor
 
 
 def _serve_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`, which counts the logs"
+        "model",
+        type=Path,
+        help="model folder, also of a label head; or `universal`, which counts the logs",
     )
     parser.add_argument(
         "overrides",  # `cli` finds those behind options by this name
@@ -63,6 +66,7 @@ def _serve(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.console import say
     from behavegpt.errors import ConfigError
+    from behavegpt.labeling.predictor import LabelPredictor
     from behavegpt.serving.app import make_app
     from behavegpt.serving.requests import ServeSettings
     from behavegpt.serving.server import Server, listen
@@ -78,7 +82,9 @@ def _serve(arguments: Arguments) -> Any:
     # the port first: loading a model to find it taken would waste minutes
     address = listen(arguments.host, arguments.port)
     predictor = _load(arguments, logs)
-    save = _saver(predictor, arguments.save) if arguments.save else None
+    save = None
+    if arguments.save and not isinstance(predictor, LabelPredictor):
+        save = _saver(predictor, arguments.save)
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
     say(f"http://{host}:{port} is serving {arguments.model} (playground: /, endpoints: /docs)")
@@ -117,13 +123,35 @@ def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in overrides], overrides
 
 
-def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor:
+def _load_label(arguments: Arguments, logs: list[str]) -> LabelPredictor:
+    """A model with a label head. Raises ConfigError for what is about behaviors, and for logs."""
+    from behavegpt.cli.models import log_changes
+    from behavegpt.errors import ConfigError
+    from behavegpt.labeling.predictor import LabelPredictor, load_label
+
+    given = {"--given": arguments.given, "--save": arguments.save, "--users": arguments.users}
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name}: {arguments.model} says a label of users; leave it out.")
+    if logs:
+        raise ConfigError(
+            f"{', '.join(logs)}: {arguments.model} keeps no states of users; leave logs out."
+        )
+    model = load_label(arguments.model, arguments.device)
+    changes = log_changes(arguments)
+    return LabelPredictor(model.model, model.tokenizer.reading(changes)) if changes else model
+
+
+def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor | LabelPredictor:
     from behavegpt.cli.command import named_logs
     from behavegpt.data.state_files import holds_states
     from behavegpt.errors import ConfigError
+    from behavegpt.labeling.folder import holds_label_model
     from behavegpt.loading import load_zero_shot
     from behavegpt.shipped import is_universal
 
+    if holds_label_model(arguments.model):
+        return _load_label(arguments, logs)
     universal = None
     if is_universal(arguments.model):
         refuse_users(arguments)

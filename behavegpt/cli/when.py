@@ -98,6 +98,7 @@ def _when_arguments(parser: Parser) -> None:
 def _when(arguments: Arguments) -> Any:
     from behavegpt.config import check_settings
     from behavegpt.console import say
+    from behavegpt.data.baskets import refuse_baskets
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store
     from behavegpt.errors import ConfigError
@@ -126,6 +127,7 @@ def _when(arguments: Arguments) -> Any:
     folder = model_folder(arguments.model)
     predictor = load(folder)
     tokenizer = predictor.tokenizer
+    refuse_baskets(tokenizer.event_schema, "when")
     store = fit_store(open_store(arguments.data), tokenizer)
     with lock(folder / FILE):
         gaps = fit_gaps(store)

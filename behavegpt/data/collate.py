@@ -8,19 +8,24 @@ Shapes: B rows of R positions, W windows of E events in them, N positions with a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from behavegpt.batch import IGNORED, PADDING, PackedBatch
 from behavegpt.data.given import given_fields
-from behavegpt.data.memory_counts import MemorySource
 from behavegpt.data.pack import RowPlan
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.ragged import positions, ranges
 
 GAP_BUCKETS = 56  # half octaves of 1 + seconds: the last one begins at 6 years
+
+
+class ReadsMemory(Protocol):
+    """Says what a model's counts know at events (N,), as `MemorySource` does."""
+
+    def at(self, positions: np.ndarray) -> dict[str, torch.Tensor]: ...
 
 
 class BatchFields(NamedTuple):
@@ -37,7 +42,7 @@ def collate(
     rows: np.ndarray,
     row_length: int,
     fields: BatchFields,
-    memory: MemorySource | None = None,
+    memory: ReadsMemory | None = None,
 ) -> PackedBatch:
     """Tensors of the given rows (B,) of a plan; row -1 is an empty row. One gather per column.
 

@@ -14,8 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from behavegpt.batch import PackedBatch
-from behavegpt.data.collate import BatchFields, collate
+from behavegpt.data.basket_batches import collate_baskets
+from behavegpt.data.collate import BatchFields, ReadsMemory, collate
 from behavegpt.data.given import moved
+from behavegpt.data.memory_baskets import BasketMemory, store_memory
 from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_counts import Counts, MemorySource, dated_columns
 from behavegpt.data.pack import RowPlan, evaluation_windows, pack_rows, training_windows
@@ -37,8 +39,12 @@ def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
     return {**store.columns, "behavior": store.column("behavior")}
 
 
-def memory_of(store: EventStore, counts: Counts, *, leave_out: bool = False) -> MemorySource:
+def memory_of(
+    store: EventStore, counts: Counts, *, leave_out: bool = False
+) -> MemorySource | BasketMemory:
     """Reads the counts at events of a prepared folder; `leave_out`: at events that were counted."""
+    if store.baskets is not None:
+        return store_memory(store, counts, leave_out)
     columns = dated_columns(store)
     if counts.given:
         columns = Columns(**moved(columns._asdict(), store.offsets, counts.given))
@@ -128,14 +134,30 @@ class TrainingBatches:
         rows = np.pad(rows, (0, -len(rows) % (micro * world)), constant_values=-1)
 
         for part in rows.reshape(micro, world, -1)[:, rank]:
-            yield collate(
-                self._columns, plan, part, self.row_length, self.fields, memory=self.memory
+            yield _collate(
+                self.store, self._columns, plan, part, self.row_length, self.fields, self.memory
             )
 
     def _make_plan(self, epoch: int) -> RowPlan:
         # seed and epoch alone: a resumed run packs the same rows
         rng = np.random.default_rng([self.seed, epoch])
-        return pack_rows(training_windows(self.store, self.max_length, rng), self.row_length, rng)
+        windows = training_windows(self.store.baskets or self.store, self.max_length, rng)
+        return pack_rows(windows, self.row_length, rng)
+
+
+def _collate(
+    store: EventStore,
+    columns: Mapping[str, np.ndarray],
+    plan: RowPlan,
+    rows: np.ndarray,
+    row_length: int,
+    fields: BatchFields,
+    memory: ReadsMemory | None,
+) -> PackedBatch:
+    """The batch of some rows (B,) of a plan of a store's events, or of its baskets."""
+    if store.baskets is None:
+        return collate(columns, plan, rows, row_length, fields, memory=memory)
+    return collate_baskets(columns, store.baskets, plan, rows, row_length, fields.inputs, memory)
 
 
 def evaluation_batches(
@@ -153,11 +175,12 @@ def evaluation_batches(
     `counts`: those of the model's training log, for a model with memory.
     """
     row_length = row_length_for(max_length)
-    plan = pack_rows(evaluation_windows(store, split, max_length), row_length)
+    windows = evaluation_windows(store.baskets or store, split, max_length)
+    plan = pack_rows(windows, row_length)
     columns = columns_of(store)
     memory = None if counts is None else memory_of(store, counts)
 
     mine = np.arange(share.rank, plan.rows, share.world)
     for first in range(0, len(mine), rows_per_batch):
         rows = mine[first : first + rows_per_batch]
-        yield collate(columns, plan, rows, row_length, fields, memory=memory)
+        yield _collate(store, columns, plan, rows, row_length, fields, memory)

@@ -54,16 +54,22 @@ def count_events(
     if given:
         columns = Columns(**moved(columns._asdict(), offsets, given))
 
-    # eras of equally many events: each leaves out what its own and later ones would give away
-    time = columns.time[used & (columns.behavior >= 0)]  # (n,) of what is counted
-    parts = np.arange(1, FOLDS + 1) / FOLDS
-    # (FOLDS,)
-    edges = np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
+    edges = edges_of(columns, used)
     eras = np.minimum(np.searchsorted(edges, columns.time, side="right"), FOLDS - 1)  # (events,)
 
     tables = fit_tables(columns, offsets, Counted(used, classes, eras), by_time=True)
     shares = fit_shares(columns, offsets, used, classes)
     return Counts(tables, shares, edges, slot_minutes, given)
+
+
+def edges_of(columns: Columns, used: np.ndarray) -> np.ndarray:
+    """Where the eras of the `used` (events,) events begin after the first, and end: (FOLDS,) int64.
+
+    Eras have equally many events: each leaves out what its own and later ones would give away.
+    """
+    time = columns.time[used & (columns.behavior >= 0)]  # (n,) of what is counted
+    parts = np.arange(1, FOLDS + 1) / FOLDS
+    return np.quantile(time, parts, method="lower") + 1 if len(time) else np.zeros(FOLDS, np.int64)
 
 
 def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -78,6 +84,10 @@ def eras_of(time: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def count_store(store: EventStore, given: tuple[str, ...] = ()) -> Counts:
     """Count the training split of a prepared folder."""
+    if store.baskets is not None:
+        from behavegpt.data.memory_baskets import count_baskets  # which imports this module
+
+        return count_baskets(store)
     used = np.asarray(store.columns["split"]) == TRAIN
     columns, classes = dated_columns(store), store.behaviors.classes
     return count_events(columns, store.offsets, used, classes, store.schema.slot_minutes, given)
@@ -115,23 +125,26 @@ class MemorySource:
         """The same as numpy arrays."""
         order = np.argsort(positions, kind="stable")  # (N,)
         ascending = positions[order]
-        user = np.searchsorted(self.offsets, ascending, side="right") - 1  # (N,)
         fold = self.eras[ascending] if self.leave_out else np.full(len(ascending), -1, np.int8)
-
-        # A span ends where positions are not adjacent, or the user or the era changes.
-        breaks = (np.diff(ascending, prepend=-2) != 1) | (np.diff(user, prepend=-1) != 0)
-        first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))  # (h,) where spans begin
-        low = ascending[first]
-        high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
-        user = user[first]
-
-        spans = Spans(self.offsets[user], low, high, fold[first])
+        spans = spans_of(ascending, self.offsets, fold)
         readings = read_memory(self.columns, self.counts.tables, spans, eras=self.eras)
 
         # back into the order of the positions that were asked for
         index = np.empty_like(order)
         index[order] = np.arange(len(order))
         return memory_arrays(readings, index, self.counts.shares)
+
+
+def spans_of(ascending: np.ndarray, offsets: np.ndarray, fold: np.ndarray) -> Spans:
+    """Spans of ascending positions (N,) with their folds (N,), of users with these offsets."""
+    user = np.searchsorted(offsets, ascending, side="right") - 1  # (N,)
+
+    # A span ends where positions are not adjacent, or the user or the fold changes.
+    breaks = (np.diff(ascending, prepend=-2) != 1) | (np.diff(user, prepend=-1) != 0)
+    first = np.flatnonzero(breaks | (np.diff(fold, prepend=-2) != 0))  # (h,) where spans begin
+    low = ascending[first]
+    high = ascending[np.append(first[1:], len(ascending)) - 1] + 1 if len(first) else low
+    return Spans(offsets[user[first]], low, high, fold[first])
 
 
 def history_source(

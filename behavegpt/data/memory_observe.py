@@ -25,6 +25,7 @@ from behavegpt.data.memory_past import (
     PLACE,
     PREVIOUS,
     SLOT,
+    TICK,
     USER,
     WEEKDAY,
     WORST,
@@ -49,8 +50,15 @@ def observe(
 
     `chance` (J,) is room for their probabilities.
     """
-    known = columns.behavior[t]
+    judge(past, tables, weights, fold, chance, columns.behavior[t])
+    take_up(past, tables, t, columns)
 
+
+@inner
+def judge(
+    past: Past, tables: Tables, weights: np.ndarray, fold: int, chance: np.ndarray, known: int
+) -> None:
+    """Judge the experts by a behavior that came, -1 where it is not known."""
     # before the first known behavior there is nothing that an expert could have said
     if known >= 0 and past.number[KNOWN] > 0:
         _chances(past, tables, weights, fold, known, chance)
@@ -58,7 +66,34 @@ def observe(
             past.judged[j] = FORGET * past.judged[j] + max(WORST, np.log(chance[j]))
         past.judged[_J] = FORGET * past.judged[_J] + 1
 
-    take_up(past, tables, t, columns)
+
+@inner
+def take_up_basket(past: Past, tables: Tables, low: int, high: int, columns: Columns) -> None:
+    """Count events low .. high - 1, a set at one moment, and stand in the contexts that it makes:
+    what is in it follows what was before it, not another part of it, and ages are baskets."""
+    number = past.number
+    is_first = number[KNOWN] == 0 and number[TICK] == 0
+
+    number[TICK] += 1
+    for k in range(len(past.recent_total)):
+        past.recent_total[k] *= past.fading[1, k]
+
+    for t in range(low, high):
+        known = columns.behavior[t]
+        if known >= 0:
+            slot = _slot_for(past, known)
+            age = min(number[TICK] - past.slot_event[slot], FADED - 1)
+            for k in range(len(past.recent_total)):
+                past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[age, k] + 1
+                past.recent_total[k] += 1
+            number[KNOWN] += 1
+            past.slot_event[slot] = number[TICK]
+            _note(past, slot, columns.time[t])
+            past.last[1] = past.last[0]
+            past.last[0] = known
+
+    number[PREVIOUS] = columns.time[low] if is_first else number[LATEST]
+    _stand_at(past, tables, high - 1, columns)
 
 
 @inner
@@ -74,7 +109,13 @@ def take_up(past: Past, tables: Tables, t: int, columns: Columns) -> None:
 
     # the time of the event before; of the first event, its own
     number[PREVIOUS] = number[LATEST] if number[KNOWN] > (known >= 0) else columns.time[t]
-    number[LATEST] = columns.time[t]
+    _stand_at(past, tables, t, columns)
+
+
+@inner
+def _stand_at(past: Past, tables: Tables, t: int, columns: Columns) -> None:
+    """Note the moment of event t, and the contexts that it makes."""
+    past.number[LATEST] = columns.time[t]
 
     clock = past.clock
     clock[SLOT], clock[WEEKDAY] = columns.slot[t], columns.weekday[t]
@@ -109,6 +150,24 @@ def take(past: Past, o: int, at: int, key: int) -> None:
 def _count(past: Past, known: int, time: int) -> None:
     """Add a known behavior to the user's counts and to those of the contexts that waited for it."""
     number = past.number
+    slot = _slot_for(past, known)
+
+    # a class's decayed counts are those of its last event: they fade when it comes again, not with
+    # every event of another class
+    age = min(number[KNOWN] + 1 - past.slot_event[slot], FADED - 1)
+    for k in range(len(past.recent_total)):
+        past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[age, k] + 1
+        past.recent_total[k] = past.recent_total[k] * past.fading[1, k] + 1
+
+    number[KNOWN] += 1
+    past.slot_event[slot] = number[KNOWN]
+    _note(past, slot, time)
+
+
+@inner
+def _slot_for(past: Past, known: int) -> int:
+    """The slot of a known behavior that came once more, a new one for the user's first."""
+    number = past.number
     place = find(past.key[CLASS_ROW], known)
 
     if past.key[CLASS_ROW, place] == -1:  # the user's first event of this class: a new slot
@@ -124,16 +183,12 @@ def _count(past: Past, known: int, time: int) -> None:
 
     slot = past.head[CLASS_ROW, place]
     past.slot_count[slot] += 1
+    return int(slot)
 
-    # a class's decayed counts are those of its last event: they fade when it comes again, not with
-    # every event of another class
-    age = min(number[KNOWN] + 1 - past.slot_event[slot], FADED - 1)
-    for k in range(len(past.recent_total)):
-        past.slot_recent[slot, k] = past.slot_recent[slot, k] * past.fading[age, k] + 1
-        past.recent_total[k] = past.recent_total[k] * past.fading[1, k] + 1
 
-    number[KNOWN] += 1
-    past.slot_event[slot] = number[KNOWN]
+@inner
+def _note(past: Past, slot: int, time: int) -> None:
+    """Note that a class came, by its slot, also behind the contexts that waited for it."""
     past.slot_time[slot] = time
     _move_to_front(past.newest, slot)
 
@@ -204,6 +259,12 @@ def _stand(past: Past, tables: Tables) -> None:
 
 
 @inner
+def ticks(past: Past) -> np.int64:
+    """What ages are counted in: known events so far, or baskets."""
+    return past.number[TICK] if len(past.number) > TICK else past.number[KNOWN]
+
+
+@inner
 def _chances(
     past: Past, tables: Tables, weights: np.ndarray, fold: int, known: int, chance: np.ndarray
 ) -> None:
@@ -233,7 +294,7 @@ def _chances(
         count, total = _followed(past, o, slot)
         chance[USER + 1 + o] = smoothed(count, total, weights[USER + 1 + o], user)
 
-    age = min(past.number[KNOWN] - past.slot_event[slot], FADED - 1) if slot >= 0 else 0
+    age = min(ticks(past) - past.slot_event[slot], FADED - 1) if slot >= 0 else 0
     for k in range(_T):
         j = USER + 1 + _O + k
         count = past.slot_recent[slot, k] * past.fading[age, k] if slot >= 0 else 0.0

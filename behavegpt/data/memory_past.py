@@ -35,6 +35,7 @@ USER = EXPERTS.index("user")  # the own contexts follow it, then the decays, the
 # places in Past.number: known events, classes, list entries, times of the last event and the one
 # before it
 KNOWN, CLASSES, ENTRIES, LATEST, PREVIOUS = range(5)
+TICK = 5  # of a past of baskets alone: their number
 # places in Past.clock, of the last event; what is given of the next one takes their place
 SLOT, WEEKDAY, EVENT, PLACE = range(4)
 
@@ -47,7 +48,8 @@ _G, _O, _J = len(GLOBAL), len(OWN), len(EXPERTS)
 class Past(NamedTuple):
     """One user's counts so far. What followed an own context is a linked list of (slot, count)."""
 
-    number: np.ndarray  # (5,) int64 at KNOWN, CLASSES, ENTRIES, LATEST and PREVIOUS
+    # (5,) int64 at KNOWN, CLASSES, ENTRIES, LATEST and PREVIOUS; of baskets also TICK
+    number: np.ndarray
     clock: np.ndarray  # (4,) int64 at SLOT (half hours), WEEKDAY, EVENT and PLACE
     last: np.ndarray  # (2,) int64 the last two known classes, -1 for none
     # (O,) int64 keys of the own contexts that the next behavior follows, -1 for none
@@ -73,8 +75,13 @@ class Past(NamedTuple):
     entry_next: np.ndarray  # (E,) int32, -1 at the end
 
 
-def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) -> Past:
-    """An empty past with room for a number of events.
+def new_past(
+    events: int,
+    decays: Sequence[float] = DECAYS,
+    contexts: int = _G,
+    baskets: bool = False,
+) -> Past:
+    """An empty past with room for a number of events, which come one by one or in `baskets`.
 
     What the experts read has the default decays and global contexts.
 
@@ -83,7 +90,7 @@ def new_past(events: int, decays: Sequence[float] = DECAYS, contexts: int = _G) 
     room = 1 << max(3, int(2 * events - 1).bit_length())
 
     return Past(
-        number=np.zeros(5, np.int64),
+        number=np.zeros(TICK + baskets, np.int64),
         clock=np.zeros(4, np.int64),
         last=np.full(2, -1, np.int64),
         waiting=np.full(_O, -1, np.int64),

@@ -13,7 +13,7 @@ import numpy as np
 from behavegpt.data.compiled import inner
 from behavegpt.data.memory_candidates import CANDIDATES, OWN_CANDIDATES, candidates, slot_of
 from behavegpt.data.memory_keys import GLOBAL, find
-from behavegpt.data.memory_observe import events_of
+from behavegpt.data.memory_observe import events_of, ticks
 from behavegpt.data.memory_past import (
     CLASSES,
     DECAYS,
@@ -112,7 +112,7 @@ def read(
         if slot < 0:
             continue
 
-        since = past.number[KNOWN] - past.slot_event[slot]
+        since = ticks(past) - past.slot_event[slot]
         age[0], age[1] = since, past.number[LATEST] - past.slot_time[slot]
         for k in range(_T):
             recent = past.slot_recent[slot, k] * past.fading[min(since, FADED - 1), k]

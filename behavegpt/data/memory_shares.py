@@ -14,7 +14,7 @@ from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_columns import Columns
 from behavegpt.data.memory_read import Readings
 from behavegpt.data.memory_tables import FOLDS, Counted, fit_tables
-from behavegpt.ragged import ranges
+from behavegpt.ragged import owners, ranges
 
 LENGTHS = np.array([3, 10, 30, 100])  # known events at which the next shares begin
 USERS, EVENTS = 1500, 60  # that are looked at: so many users, the latest events of each
@@ -47,7 +47,13 @@ def fit_shares(columns: Columns, offsets: np.ndarray, used: np.ndarray, classes:
 
     known = following >= 0  # (N,)
     chance = chance_of(readings, following, tables.prior)[known]  # (n, J)
-    length = np.searchsorted(LENGTHS, readings.context[known, 0], side="right")  # (n,) 0 .. B - 1
+    return shares_of(chance, readings.context[known, 0])
+
+
+def shares_of(chance: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Shares (B, J) float32 that make targets likeliest to which the experts gave `chance` (n, J),
+    after so many known `events` (n,)."""
+    length = np.searchsorted(LENGTHS, events, side="right")  # (n,) 0 .. B - 1
 
     # few rows of one length lean to the shares of all lengths, and these to equal ones
     overall = _leaning(chance, np.full(chance.shape[1], 1 / chance.shape[1]))
@@ -79,16 +85,29 @@ def _leaning(chance: np.ndarray, start: np.ndarray) -> np.ndarray:
     return (len(chance) * fitted + PSEUDO_ROWS * start) / (len(chance) + PSEUDO_ROWS)
 
 
-def chance_of(readings: Readings, target: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Probability (N, J) that each expert gave to the targets (N,); those of targets below 0 mean
-    nothing."""
+def chance_of(
+    readings: Readings,
+    target: np.ndarray,
+    prior: np.ndarray,
+    position: np.ndarray | None = None,
+) -> np.ndarray:
+    """Probability (N, J) that each expert gave to the targets (N,) at the readings `position` (N,),
+    by default one each; those of targets below 0 mean nothing."""
+    if position is None:
+        position = np.arange(len(target))
     # any class that is no candidate has rest * prior
-    chance = readings.rest * prior[np.maximum(target, 0)][:, None]  # (N, J)
+    chance = readings.rest[position] * prior[np.maximum(target, 0)][:, None]  # (N, J)
 
-    # (M,) position of each candidate
-    owner = np.repeat(np.arange(len(target)), np.diff(readings.start))
-    match = readings.classes == target[owner]  # (M,)
-    chance[owner[match]] = readings.probability[match]
+    # candidates as one ascending number of reading and class, each once
+    classes = len(prior)
+    key = owners(np.diff(readings.start)) * classes + readings.classes  # (M,)
+    order = np.argsort(key)
+    wanted = position * classes + target  # (N,)
+    place = np.searchsorted(key[order], wanted)
+    place = order[np.minimum(place, len(order) - 1)] if len(order) else place
+    match = key[place] == wanted if len(order) else np.zeros(len(target), bool)
+    match &= target >= 0
+    chance[match] = readings.probability[place[match]]
 
     return chance.astype(np.float64)
 

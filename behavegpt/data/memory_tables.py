@@ -44,6 +44,8 @@ class Counted(NamedTuple):
     used: np.ndarray  # (events,) bool
     classes: int  # K
     folds: np.ndarray  # (users,) int64 fold of each user, or (events,) eras, see `fit_tables`
+    # (events,) int64 the event that each follows, -1: none; None: the one before it of its user
+    previous: np.ndarray | None = None
 
 
 def fit_tables(
@@ -69,10 +71,11 @@ def fit_tables(
     prior = (counts + 0.5) / (counts + 0.5).sum()
 
     wanted[offsets[:-1][np.diff(offsets) > 0]] = False  # a first event follows nothing
-    target = np.flatnonzero(wanted)  # (n,)
+    previous = np.arange(-1, len(behavior) - 1) if counted.previous is None else counted.previous
+    target = np.flatnonzero(wanted & (previous >= 0))  # (n,)
     locations = int(columns.location.max(initial=1)) + 1
     # at the event before each target: (targets, G)
-    keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[target - 1]
+    keys = keys_of_positions(columns, offsets, classes, locations, len(contexts))[previous[target]]
     fold = counted.folds if by_time else np.repeat(counted.folds, np.diff(offsets))
     follower, fold = behavior[target], fold[target]
 

@@ -8,7 +8,9 @@ Everything here is a pure function of the data and (seed, epoch). Shapes: W wind
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -46,30 +48,59 @@ class RowPlan:
         return len(self.pointer) - 1
 
 
+class Histories(Protocol):
+    """What is cut into windows: the events of a store, or its baskets."""
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """`split` of each."""
+
+    @property
+    def offsets(self) -> np.ndarray: ...
+
+    def column(self, name: str) -> np.ndarray: ...
+
+
 def target_rows(store: EventStore, split: int) -> np.ndarray:
     """Flat indices, ascending, of the events whose behavior is asked for in a split.
 
     Left out: each user's first event (nothing is known before it) and unknown or missing behaviors.
+    Of baskets: the whole first one, and further events of a behavior in one basket.
     """
+    if store.baskets is not None:
+        asked = store.baskets.of_events(_followers(store.baskets, split))
+        return np.flatnonzero(asked & store.baskets.is_target)
     return np.flatnonzero(
         _followers(store, split) & (np.asarray(store.column("behavior")) >= FIRST)
     )
 
 
+def target_counts(store: EventStore) -> np.ndarray:
+    """(K,) int64 training events of each class; of baskets those that hold it."""
+    if store.baskets is None:
+        return store.behaviors.counts
+    counted = store.baskets.is_target & (np.asarray(store.columns["split"]) == TRAIN)
+    classes = store.column("behavior")[counted].astype(np.int64) - FIRST
+    return np.bincount(classes, minlength=store.behaviors.classes)
+
+
 def count_unseen(store: EventStore, split: int) -> int:
     """Events of a split that `target_rows` leaves out although something precedes them: the label
     is unknown."""
+    if store.baskets is not None:
+        asked = store.baskets.of_events(_followers(store.baskets, split))
+        return int((asked & (store.baskets.behavior < FIRST)).sum())
     return int((_followers(store, split) & (np.asarray(store.column("behavior")) < FIRST)).sum())
 
 
-def _followers(store: EventStore, split: int) -> np.ndarray:
+def _followers(store: Histories, split: int) -> np.ndarray:
     """(events,) bool: events of a split with an earlier event of their user."""
     wanted = np.asarray(store.columns["split"]) == split
     wanted[store.offsets[:-1][np.diff(store.offsets) > 0]] = False  # first events of users
     return wanted
 
 
-def training_windows(store: EventStore, max_length: int, rng: np.random.Generator) -> Windows:
+def training_windows(store: Histories, max_length: int, rng: np.random.Generator) -> Windows:
     """All training targets exactly once, long histories cut into windows of at most `max_length`
     events.
 
@@ -93,7 +124,7 @@ def training_windows(store: EventStore, max_length: int, rng: np.random.Generato
     return Windows(start, length, np.zeros_like(start))
 
 
-def evaluation_windows(store: EventStore, split: int, max_length: int) -> Windows:
+def evaluation_windows(store: Histories, split: int, max_length: int) -> Windows:
     """Every target of a split once, with the user's earlier events of any split as context, never
     later ones.
 
@@ -166,7 +197,7 @@ def pack_rows(windows: Windows, row_length: int, rng: np.random.Generator | None
     return RowPlan(windows.take(order), offset[order], pointer)
 
 
-def _range_of(store: EventStore, split: int) -> tuple[np.ndarray, np.ndarray]:
+def _range_of(store: Histories, split: int) -> tuple[np.ndarray, np.ndarray]:
     """First flat index and number of events of each user in a split; a user's events of a split are
     contiguous."""
     # sums before each event (events + 1,): their differences at the offsets are counts of users

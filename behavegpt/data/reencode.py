@@ -22,7 +22,7 @@ from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN, Vocabulary
 from behavegpt.errors import CheckpointError
 
 EXAMPLES = 3
-RULES = ("input_fields", "features", "slot_minutes", "tz", "behavior_is_event")
+RULES = ("input_fields", "features", "slot_minutes", "tz", "behavior_is_event", "has_baskets")
 
 
 def reencode(store: EventStore, vocabulary: Mapping[str, Vocabulary]) -> EventStore:

@@ -16,11 +16,12 @@ from behavegpt.data.time_formats import check_format
 from behavegpt.errors import ConfigError
 from behavegpt.paths import is_file_name
 
-ROLES = ("user", "time", "location", "event", "behavior", "order")
+ROLES = ("user", "time", "location", "event", "behavior", "order", "group")
 TIME_FIELDS = ("weekday", "slot")
 READING = (*ROLES, "time_format", "time_unit", "naive_time")  # may differ from log to log
 # names of columns and arguments that a prepared folder or a model has already
 RESERVED = frozenset({*ROLES, *TIME_FIELDS, "split", "offsets", "input", "position", "document"})
+OF_BASKETS = frozenset({"group", "basket"})  # taken where there are baskets alone
 
 
 class EventSchema(Settings):
@@ -60,6 +61,13 @@ class EventSchema(Settings):
     )
     order: str | None = Field(
         None, description="numeric column that orders events with the same time"
+    )
+    group: str | None = Field(
+        None,
+        description="column whose values tell a user's events of one moment, such as the invoice: "
+        "a set without order, of which nothing predicts another part",
+        # not written where there is none: hashes of folders of before stay what they are
+        exclude_if=lambda column: column is None,
     )
     tz: str = Field("UTC", description="IANA time zone used for weekday and time slot")
     naive_time: Literal["local", "utc"] = Field(
@@ -133,7 +141,8 @@ class EventSchema(Settings):
     @model_validator(mode="after")
     def _distinct(self) -> EventSchema:
         further = (*self.extra, *self.numeric, *self.features)
-        taken = sorted(RESERVED.intersection(further))
+        free = OF_BASKETS if self.group is None else frozenset()
+        taken = sorted(((RESERVED | OF_BASKETS) - free).intersection(further))
         if taken:
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
 
@@ -151,6 +160,13 @@ class EventSchema(Settings):
             raise ValueError(f"the user feature {shared[0]!r} is also a column of the log")
         if len({self.user, self.time, self.event}) < 3:
             raise ValueError("user, time and event must be three different columns")
+        if self.group in (self.user, self.event):
+            raise ValueError(f"the group {self.group!r} is the user or the event; name another")
+        if self.group is not None and self.order is not None:
+            raise ValueError(
+                f"order {self.order!r} tells how events of one moment follow each other, and group "
+                f"{self.group!r} makes a set of them; leave one of them out"
+            )
         return self
 
     @property
@@ -162,6 +178,11 @@ class EventSchema(Settings):
     def features(self) -> tuple[str, ...]:
         """What is known of the users themselves: columns of the table of users."""
         return (*self.user_features, *self.user_numeric)
+
+    @property
+    def has_baskets(self) -> bool:
+        """Whether a user's events come in baskets, sets without order."""
+        return self.group is not None
 
     @property
     def behavior_is_event(self) -> bool:

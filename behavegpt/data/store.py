@@ -18,17 +18,19 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from behavegpt.arrays import open_array
 from behavegpt.checksums import MANIFEST, Damage, is_sealed, verify
 from behavegpt.config import Settings
+from behavegpt.data.baskets import Baskets, baskets_of
 from behavegpt.data.bins import load_vocabulary
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import Vocabulary
@@ -63,6 +65,8 @@ class Manifest(Settings):
     rejected: dict[str, int]  # reason -> rows
     # events that share user and time with another, None: sorted by their labels (0.1)
     ties: int | None = None
+    # sets of events, with a group; not written where there is none, as in folders of before
+    baskets: int | None = Field(None, exclude_if=lambda number: number is None)
     content_hash: str  # SHA-256 of schema, vocabularies, users and columns
 
     @field_validator("columns", "vocabulary")
@@ -88,6 +92,13 @@ class EventStore:
     @property
     def schema(self) -> EventSchema:
         return self.manifest.event_schema
+
+    @cached_property
+    def baskets(self) -> Baskets | None:
+        """The baskets of a log that has them, which are what a model looks at then."""
+        if not self.schema.has_baskets:
+            return None
+        return baskets_of({**self.columns, "behavior": self.column("behavior")}, self.offsets)
 
     @property
     def behaviors(self) -> Vocabulary:

@@ -68,9 +68,11 @@ def sort_events(
         rows = index[tied]
         # the seed 0 leaves the time as it is: the order of folders made before there was a seed
         # (n,) uint64
-        draw = _mixed(columns["time"][rows].astype(np.uint64) ^ _mixed(np.array([seed], np.uint64)))
+        draw = hash_mix(
+            columns["time"][rows].astype(np.uint64) ^ hash_mix(np.array([seed], np.uint64))
+        )
         for field, values in hashes.items():
-            draw = _mixed(draw ^ values[columns[field][rows]])
+            draw = hash_mix(draw ^ values[columns[field][rows]])
         order = [columns["order"][rows]] if "order" in columns else []
         keys = [*order, columns["time"][rows], key[tied]]
         draw = _apart(draw, keys)
@@ -91,10 +93,10 @@ def _apart(draw: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
     copy = np.empty_like(draw)  # (N,) 0 for the first of equal ones
     copy[index] = (place - np.maximum.accumulate(np.where(same, 0, place))).astype(np.uint64)
 
-    return np.where(copy > 0, _mixed(draw + copy), draw)
+    return np.where(copy > 0, hash_mix(draw + copy), draw)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def hash_mix(values: np.ndarray) -> np.ndarray:
     """Every bit of values (N,) uint64 spread over all of them (the finalizer of splitmix64)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -110,15 +112,15 @@ def count_ties(columns: dict[str, np.ndarray]) -> int:
 def describe_ties(manifest: Manifest, least: float = 0) -> str | None:
     """One sentence on the simultaneous events of a folder.
 
-    None where an order column settles how they stand, or where at most a share `least` of the
-    events are such.
+    None where an order column settles how they stand, where baskets have no order, or where at
+    most a share `least` of the events are such.
     """
     return tell_ties(manifest.ties or 0, manifest.events, manifest.event_schema, least)
 
 
 def tell_ties(ties: int, events: int, schema: EventSchema, least: float = 0) -> str | None:
     """The same of `ties` simultaneous events among `events`."""
-    if schema.order is not None or ties <= least * events:
+    if schema.order is not None or schema.has_baskets or ties <= least * events:
         return None
     return (
         f"{ties:,} events ({ties / events:.1%}) share user and time with another; their "

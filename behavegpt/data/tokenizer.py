@@ -143,6 +143,8 @@ class EventTokenizer:
         # hashes of before, without them, stay what they are
         if schema.features:
             parts.append(schema.features)
+        if schema.has_baskets:
+            parts.append("baskets")
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode(self, events: Any, *, warn: bool = True) -> EncodedHistories:
@@ -166,6 +168,8 @@ class EventTokenizer:
         }
 
         # a log need not tell the behavior: it is what is predicted
+        if self.event_schema.group is not None:
+            check_columns(logs, {"group": self.event_schema.group})
         needed = self.vocabulary.keys() - present - {"event", "behavior"}
         for name in sorted(needed):
             if name in self.event_schema.label_columns:
@@ -222,7 +226,8 @@ class EventTokenizer:
                 unknown[name] = int((columns[name] == UNKNOWN).sum())
 
         columns.setdefault("behavior", columns["event"])
-        for name in ("weekday", "slot"):
+        baskets = ("basket",) if self.event_schema.has_baskets else ()
+        for name in ("weekday", "slot", *baskets):
             columns[name] = table[name].to_numpy().astype(np.int64)
         # microseconds -> seconds, as a store keeps them
         columns["time"] = table["time"].to_numpy() // 1_000_000

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from behavegpt.data.baskets import NUMBER
 from behavegpt.data.reencode import schema_difference
 from behavegpt.data.store import EventStore, open_store
 from behavegpt.data.tokenizer import EventTokenizer
@@ -40,7 +41,8 @@ class Reader:
     @property
     def columns(self) -> set[str]:
         """What the model and pooling need."""
-        return {*self.model.config.columns, *memory_columns_of(self.model), "time"}
+        baskets = {NUMBER} if self.model.config.baskets else set()
+        return {*self.model.config.columns, *memory_columns_of(self.model), "time", *baskets}
 
     @property
     def reads_all(self) -> bool:
@@ -54,7 +56,8 @@ class Reader:
         store = self.store
         end = store.offsets[users + 1]
         length = end - store.offsets[users]
-        if not self.reads_all:
+        # of baskets all: how many events the last ones hold differs from user to user
+        if not self.reads_all and not self.model.config.baskets:
             length = np.minimum(length, self.model.config.max_length)
         # flat indices of the events that are read, user by user
         source = ranges(end - length, length)

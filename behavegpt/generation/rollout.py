@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.generation.constraints import Links
 from behavegpt.generation.incremental import IncrementalModel
@@ -48,6 +49,7 @@ def roll_out(
     `interrupt` is called after each step; what it raises stops the work. Raises ConfigError when
     the model lacks a head that the settings ask for.
     """
+    refuse_baskets(tokenizer.event_schema, "generate")
     links = Links() if links is None else links
     policies = choose_policies(model, tokenizer, settings, links)
     gap_odds = links.gap_odds if settings.hours else None

@@ -13,6 +13,7 @@ from behavegpt.data.store import SPLITS, Manifest
 from behavegpt.data.ties import describe_ties
 from behavegpt.data.times import DST_RULE
 from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.ingest.baskets import describe_baskets
 from behavegpt.markdown import plain
 
 MANY_UNKNOWN = 0.1  # share of test events beyond which the card says what helps
@@ -110,6 +111,8 @@ def _counts(card: CardFacts, min_events: int) -> str:
     ties = describe_ties(manifest)
     if ties:
         lines.append(f"- {ties}")
+    if manifest.baskets is not None:
+        lines.append(f"- {describe_baskets(manifest.baskets, manifest.events)}")
     if len(left_out):
         lines.append(
             f"- left out: {len(left_out):,} users below {min_events} events "

@@ -15,6 +15,7 @@ from behavegpt.data.bins import Bins, vocabulary_type
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.ingest.baskets import BasketBuckets
 from behavegpt.ingest.buckets import PIECE, SpilledBuckets, smallest_dtype
 from behavegpt.ingest.plan import Plan
 from behavegpt.ingest.reasons import MALFORMED, REASONS
@@ -32,8 +33,12 @@ class Buckets(Protocol):
     """Accepted events by bucket of users, in the order of user codes: spilled here, or parts made
     elsewhere."""
 
-    buckets: int
-    sorted: bool  # whether `read` gives each user's events in their order
+    @property
+    def buckets(self) -> int: ...
+
+    @property
+    def sorted(self) -> bool:
+        """Whether `read` gives each user's events in their order."""
 
     def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]: ...
 
@@ -146,6 +151,8 @@ def keep_users(
             "lower --min-events."
         )
 
+    if plan.schema.has_baskets:
+        spill = BasketBuckets(spill)
     encoded = Encoded(plan, spill, rows_read, rejected, counts, kept, 0, 0, rejects)
     spans = [(int(times.min()), int(times.max())) for times in encoded.times() if len(times)]
     # everybody was rejected: the caller tells why, from the rejects

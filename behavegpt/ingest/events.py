@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from behavegpt.data.database import connect, reading
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.ties import sort_events
 from behavegpt.data.times import MICROS, calendar
+from behavegpt.ingest.baskets import BASKET_KEYS, basket_numbers, basket_times, sort_index
 from behavegpt.ingest.plan import TIME_RANGE, plan_events
 from behavegpt.ingest.rows import read_rows
 from behavegpt.ingest.sources import Logs, find_logs
@@ -22,8 +22,9 @@ class Events(NamedTuple):
     """What `read_events` returns."""
 
     table: pa.Table
-    """user (text), time (int64 microseconds), weekday (uint8), slot, and the label fields as text,
-    nulls kept; sorted by user, time and order, simultaneous events as `prepare` shuffles them."""
+    """user (text), time (int64 microseconds), weekday (uint8), slot, with a group the number of the
+    basket, and the label fields as text, nulls kept; sorted by user, time and order, simultaneous
+    events as `prepare` shuffles them."""
     rejects: pa.Table
     """file, the original values as text (one column per role), reason."""
 
@@ -59,14 +60,17 @@ def read_with_duckdb(
         plan = plan_events(con, logs, schema, folder, fields, time_range)
         parts = [rows.columns for rows in plan.batches(1_000_000)]
 
-        names = ("user", "time", *(("order",) if schema.order else ()), *plan.fields)
+        order = ("order",) if schema.order else ()
+        names = ("user", "time", *order, *plan.grouping, *plan.fields)
         # no accepted row: empty columns of every name
         parts = parts or [{name: np.zeros(0, np.int64) for name in names}]
         columns = {}
         for name in names:
             columns[name] = np.concatenate([part[name] for part in parts])
 
-        index = sort_events(columns, plan.hashes(), plan.schema.tie_seed)  # (N,)
+        if plan.grouping:
+            columns["time"] = basket_times(columns)
+        index = sort_index(columns, plan.hashes(), plan.schema)  # (N,)
         time = columns["time"][index]
         weekday, slot = calendar(time // MICROS, plan.schema)
 
@@ -75,6 +79,9 @@ def read_with_duckdb(
 
         table = {"user": labels("user")}
         table |= {"time": pa.array(time), "weekday": pa.array(weekday), "slot": pa.array(slot)}
+        if plan.grouping:
+            sorted_columns = {name: columns[name][index] for name in BASKET_KEYS}
+            table["basket"] = pa.array(basket_numbers(sorted_columns))
         table |= {field: labels(field) for field in plan.fields}
 
         with reading(plan.source.name, plan.source.files):

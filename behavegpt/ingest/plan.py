@@ -21,6 +21,7 @@ from behavegpt.data.database import literal, one_row, quoted, reading
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import MICROS, instants, parse_date
 from behavegpt.errors import DataError
+from behavegpt.ingest.baskets import GROUP
 from behavegpt.ingest.dictionaries import build_dictionary
 from behavegpt.ingest.log_table import Source, open_source
 from behavegpt.ingest.plan_columns import check_types, label_columns, needed_columns, reject_columns
@@ -64,7 +65,7 @@ class Plan:
     con: duckdb.DuckDBPyConnection
     source: Source
     schema: EventSchema  # with the time unit and the rules of labels resolved
-    columns: dict[str, str]  # user, event and the other label fields -> source column
+    columns: dict[str, str]  # user, event, the other label fields and the group -> source column
     nulls: tuple[bool, ...]  # per dictionary: whether some rows have no label
     time: TimeColumn
     order: tuple[str, str] | None  # SQL of the order key and its value for null
@@ -72,8 +73,13 @@ class Plan:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Label fields, without the user."""
-        return tuple(name for name in self.columns if name != "user")
+        """Label fields, without the user and the group, which have no vocabulary."""
+        return tuple(name for name in self.columns if name not in ("user", GROUP))
+
+    @property
+    def grouping(self) -> tuple[str, ...]:
+        """The column that tells baskets apart, where there is one."""
+        return (GROUP,) if self.schema.has_baskets else ()
 
     def dictionary(self, field: str) -> str:
         """Table of a field's labels: label, code, events (rows, bad ones included)."""

@@ -15,14 +15,15 @@ _NO_LABELS = ("BLOB", "BIT", "STRUCT", "MAP", "UNION", "INTERVAL", "GEOMETRY", "
 
 
 def label_columns(schema: EventSchema, fields: Collection[str] | None = None) -> dict[str, str]:
-    """user, event and the other label fields (those of `fields`, the event always) -> source
-    column."""
+    """user, event, the other label fields (those of `fields`, the event always) and the group ->
+    source column."""
     labels = {
         field: column
         for field, column in schema.label_columns.items()
         if fields is None or field == "event" or field in fields
     }
-    return {"user": schema.user, **labels}
+    group = {} if schema.group is None else {"group": schema.group}
+    return {"user": schema.user, **labels, **group}
 
 
 def needed_columns(schema: EventSchema, columns: dict[str, str]) -> dict[str, str]:

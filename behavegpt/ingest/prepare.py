@@ -25,6 +25,12 @@ from behavegpt.data.store import SPLITS, EventStore, Manifest, open_store
 from behavegpt.data.ties import MANY, count_ties, describe_ties, tell_ties
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
+from behavegpt.ingest.baskets import (
+    BASKET_KEYS,
+    basket_numbers,
+    count_baskets,
+    describe_baskets,
+)
 from behavegpt.ingest.card import write_card
 from behavegpt.ingest.encode import Encoded, Splitter, encode, fit_vocabularies, make_splitter
 from behavegpt.ingest.events import read_events
@@ -163,7 +169,7 @@ def preview(
             dict(zip(SPLITS, map(int, np.asarray(split)), strict=True)),
             splitter.boundaries,
             {field: vocabulary.classes for field, vocabulary in vocabularies.items()},
-            (*remarks, *([ties] if ties else [])),
+            (*remarks, *([ties] if ties else []), *_baskets(encoded)),
         )
 
 
@@ -187,6 +193,19 @@ def _count_ties(encoded: Encoded) -> int:
     return total
 
 
+def _baskets(encoded: Encoded) -> tuple[str, ...]:
+    """What to say of the kept events' baskets; nothing where there are none."""
+    if not encoded.plan.grouping:
+        return ()
+    baskets = events = 0
+    for columns in encoded.read(*BASKET_KEYS[1:]):
+        index = np.lexsort([columns[name] for name in reversed(BASKET_KEYS)])  # (N,) of a bucket
+        ordered = {name: column[index] for name, column in columns.items()}
+        baskets += count_baskets(ordered["user"], basket_numbers(ordered))
+        events += len(index)
+    return (describe_baskets(baskets, events),)
+
+
 def _encode(
     con: duckdb.DuckDBPyConnection,
     logs: Logs,
@@ -199,6 +218,11 @@ def _encode(
         raise DataError(
             f"the schema lists user features ({', '.join(schema.features)}), which come "
             "from a user table; pass it with --users TABLE."
+        )
+    if schema.has_baskets and chosen.engine == "spark":
+        raise DataError(
+            f"the group {schema.group!r}: --engine spark makes no baskets; take --engine local, "
+            "which needs no more memory than --memory allows."
         )
     # before the log is read, which may take long
     if chosen.users is not None:

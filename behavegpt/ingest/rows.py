@@ -19,9 +19,9 @@ import pyarrow as pa
 from behavegpt.data.label_texts import labels_of, number_text
 from behavegpt.data.labels import EXACT
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.ties import sort_events
 from behavegpt.data.times import MICROS, calendar, instants
 from behavegpt.errors import DataError
+from behavegpt.ingest.baskets import BASKET_KEYS, basket_numbers, basket_times, sort_index
 from behavegpt.ingest.plan import parse_range
 from behavegpt.ingest.plan_columns import label_columns, needed_columns, reject_columns
 from behavegpt.ingest.reasons import (
@@ -155,7 +155,9 @@ def _events(
         keys["order"] = order.keys[good]
 
     hashes = {field: column.hashes for field, column in labels.items()}
-    index = sort_events(keys, hashes, schema.tie_seed)  # (n,)
+    if schema.has_baskets:
+        keys["time"] = time = basket_times(keys)
+    index = sort_index(keys, hashes, schema)  # (n,)
     weekday, slot = calendar(time[index] // MICROS, schema)
 
     rows = good[index].tolist()
@@ -164,6 +166,9 @@ def _events(
         texts[field] = pa.array([column.texts[row] for row in rows], pa.string())
 
     clock = {"time": time[index], "weekday": weekday, "slot": slot}
+    if schema.has_baskets:
+        del texts["group"]
+        clock["basket"] = basket_numbers({name: keys[name][index] for name in BASKET_KEYS})
     return pa.table({"user": texts.pop("user"), **clock, **texts})
 
 

@@ -22,6 +22,7 @@ def columns_of(schema: EventSchema) -> dict[str, str]:
         schema.label_columns
         | {"time": schema.time}
         | ({"order": schema.order} if schema.order else {})
+        | ({"group": schema.group} if schema.group else {})
     )
 
 

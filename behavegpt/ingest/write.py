@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 from behavegpt.data.digest import UsersDigest, content_hash
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import FORMAT, Manifest
-from behavegpt.data.ties import count_ties, sort_events
+from behavegpt.data.ties import count_ties
 from behavegpt.data.times import MICROS, calendar
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
+from behavegpt.ingest.baskets import basket_numbers, count_baskets, sort_index
 from behavegpt.ingest.buckets import ColumnWriter, smallest_dtype
 from behavegpt.ingest.card import CardFacts
 from behavegpt.ingest.encode import Encoded, Splitter
@@ -30,7 +31,7 @@ def write_folder(
     schema, counts = encoded.plan.schema, encoded.counts[encoded.kept]
 
     writers = _open_columns(folder / "columns", schema, vocabularies, counts)
-    sizes, unknown, ties = _write_events(encoded, splitter, vocabularies, writers)
+    sizes, unknown, ties, baskets = _write_events(encoded, splitter, vocabularies, writers)
     # of what was written, on the way: no file is read again
     digests = {name: writer.close() for name, writer in writers.items()}
 
@@ -57,6 +58,7 @@ def write_folder(
         vocabulary=hashes,
         rejected=named_rejects(encoded.rejected),
         ties=ties,
+        baskets=baskets if schema.has_baskets else None,
         content_hash=content_hash(schema, hashes, digests),
     )
     written = manifest.model_dump_json(indent=2) + "\n"
@@ -78,6 +80,8 @@ def _open_columns(
     # seconds since the first event fit 32 bits: a time range is at most 136 years
     dtypes |= {"time": np.dtype(np.uint32), "slot": smallest_dtype(schema.slots)}
     dtypes |= {"weekday": np.dtype(np.uint8), "split": np.dtype(np.uint8)}
+    if schema.has_baskets:
+        dtypes["basket"] = np.dtype(np.uint32)
 
     writers = {
         name: ColumnWriter(folder / f"{name}.npy", dtype, int(counts.sum()))
@@ -97,9 +101,9 @@ def _write_events(
     splitter: Splitter,
     vocabularies: dict[str, Vocabulary],
     writers: dict[str, ColumnWriter],
-) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+) -> tuple[np.ndarray, dict[str, np.ndarray], int, int]:
     """Write all events; returns events per split (3,), per field those with an unknown label (3,),
-    and ties."""
+    ties and baskets."""
     plan = encoded.plan
     # code -> id by a table: one gather per column, no text
     features = encoded.features()
@@ -113,11 +117,12 @@ def _write_events(
     order = ("order",) if plan.schema.order and not encoded.spill.sorted else ()
     hashes = {} if encoded.spill.sorted else plan.hashes()
 
-    sizes, unknown, ties = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}, 0
+    sizes, unknown = np.zeros(3, np.int64), {field: np.zeros(3, np.int64) for field in ids}
+    ties = baskets = 0
 
-    for columns in encoded.read("time", *order, *plan.fields):
+    for columns in encoded.read("time", *order, *plan.grouping, *plan.fields):
         if not encoded.spill.sorted:
-            index = sort_events(columns, hashes, plan.schema.tie_seed)
+            index = sort_index(columns, hashes, plan.schema)
             columns = {name: column[index] for name, column in columns.items()}
 
         # after sorting: neighbors of one user and moment
@@ -128,6 +133,9 @@ def _write_events(
 
         rows = {"time": seconds - encoded.first, "weekday": weekday, "slot": slot, "split": split}
         rows |= {field: table[columns[source[field]]] for field, table in ids.items()}
+        if plan.grouping:
+            rows["basket"] = basket_numbers(columns)
+            baskets += count_baskets(columns["user"], rows["basket"])
 
         sizes += np.bincount(split, minlength=3)
         for field in ids:
@@ -136,7 +144,7 @@ def _write_events(
         for name, values in rows.items():
             writers[name].write(values)
 
-    return sizes, unknown, ties
+    return sizes, unknown, ties, baskets
 
 
 def _write_users(encoded: Encoded, path: Path) -> str:

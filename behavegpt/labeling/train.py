@@ -70,6 +70,7 @@ _SHAPE = (
     *("field_sizes", "field_order", "num_behaviors", "behavior_is_event", "embedding_size"),
     *("num_hidden_layers", "num_attention_heads", "intermediate_size", "head_size", "max_length"),
     *("position_encoding", "dropout", "layer_norm_eps", "initializer_range", "tokenizer_hash"),
+    "baskets",
 )
 assert all(hasattr(BehaveGPTConfig(), name) for name in _SHAPE)
 

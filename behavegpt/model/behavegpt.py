@@ -68,6 +68,8 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
       predicted, there too. With a cache and without it no logits are made: what is given may
       still have to be drawn, from the auxiliary heads, which know nothing of it.
     - `heads`: the auxiliary heads to evaluate, all by default.
+    - `baskets`: fields of baskets.Baskets, of a model of baskets: ids are (E,), labels (N,), and
+      logits (N, K) where `asked` says, or where `select` (B, R) does.
     """
 
     # attribute -> what makes it of the config, in the order in which weights are drawn
@@ -142,6 +144,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         behavior_ids: torch.Tensor | None = None,
         memory: dict[str, torch.Tensor] | None = None,
         given: dict[str, torch.Tensor] | None = None,
+        baskets: Mapping[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -155,7 +158,7 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         events = read_events(
             {"input_ids": input_ids, "behavior_ids": behavior_ids, **fields}, layout, memory
         )
-        events = events._replace(given=given)
+        events = events._replace(given=given, baskets=self._baskets(baskets, document))
 
         request = Request(
             labels, select, criterion, next_fields or {}, num_items_in_batch, heads, event_logits
@@ -177,8 +180,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
         if labels is not None and criterion is not None and events.cache is None:
             # training: the loss makes the logits itself, chunk by chunk, so that (N, K) never
             # exists at once
-            chosen = labels != IGNORED  # (B, R) bool
-            predicted = self.predicted(encoded, events, chosen)
+            # (B, R) bool; of baskets (N,), where all are asked for
+            chosen = labels != IGNORED
+            predicted = self.predicted(encoded, events, None if events.baskets else chosen)
             loss = self.loss(predicted, labels[chosen], criterion)
             output.loss, output.class_loss, output.class_count = loss
 
@@ -200,8 +204,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             output.logits = logits[:, None]  # (B, 1, K)
             return output
 
-        # without `select` all B * R positions were predicted, row by row
-        output.logits = logits if select is not None else logits.view(*events.document.shape, -1)
+        # without `select` all B * R positions were predicted, row by row; of baskets the N asked
+        flat = select is not None or events.baskets is not None
+        output.logits = logits if flat else logits.view(*events.document.shape, -1)
         if labels is not None:
             output.loss = self.loss_function(
                 output.logits, labels, num_items_in_batch=request.num_items
@@ -223,6 +228,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
             hidden = encoded.hidden[rows, last]  # (B, C)
             return Predicted(hidden, self._past_at_last(events), told=self.told(events.given))
 
+        if select is None and events.baskets is not None:
+            hidden = events.baskets.at(encoded.hidden)
+            return Predicted(hidden, events.memory, share=events.baskets.share)
         if select is None:
             select = torch.ones_like(events.document, dtype=torch.bool)
 

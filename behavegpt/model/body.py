@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from behavegpt.model.attention import (
     plan_cached,
     usable,
 )
+from behavegpt.model.baskets import Baskets, check_baskets
 from behavegpt.model.block import BehaveGPTBlock, ResidualLinear, rope_tables
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
@@ -95,9 +97,19 @@ class BehaveGPTPreTrainedModel(PreTrainedModel):
         if isinstance(module, MemoryHead):
             init.constant_(module.log_prior, -math.log(self.config.num_behaviors))
 
+    def _baskets(
+        self, baskets: Mapping[str, torch.Tensor] | None, document: torch.Tensor | None
+    ) -> Baskets | None:
+        """The baskets of a forward; raises ValueError where the model and the call differ."""
+        given = None if baskets is None else Baskets(**baskets)
+        check_baskets(self.config.baskets, given, document)
+        return given
+
     def _check_cache(self, layout: RowLayout, use_cache: bool | None) -> None:
         """Raise for a cache that the model cannot use."""
         if layout.cache is not None or use_cache:
+            if self.config.baskets:
+                raise ValueError("a model of baskets has no key-value cache; leave it out")
             refuse_cache(layout.cache, layout.document)
 
 
@@ -132,6 +144,7 @@ class EventModel(BehaveGPTPreTrainedModel):
         slot_ids: torch.Tensor | None = None,
         location_ids: torch.Tensor | None = None,
         behavior_ids: torch.Tensor | None = None,
+        baskets: Mapping[str, torch.Tensor] | None = None,
         output_attentions: bool | None = None,
         **fields: Any,
     ) -> BehaviorOutput:
@@ -142,7 +155,8 @@ class EventModel(BehaveGPTPreTrainedModel):
         for packed rows; without it each row is one history, with `attention_mask` (B, R) 0 where it
         is padded. `position` (B, R): index within the history; made from the mask when absent.
         `past_key_values`: an EventCache of earlier events of the same rows, not packed; it takes up
-        the new ones. `fields`: ids of the config's further fields. Raises ValueError for arguments
+        the new ones. `fields`: ids of the config's further fields. `baskets`: fields of
+        baskets.Baskets, of a model of baskets, whose ids are (E,). Raises ValueError for arguments
         that the model does not know.
         """
         refuse_unknown(self.config, fields, output_attentions)
@@ -153,7 +167,7 @@ class EventModel(BehaveGPTPreTrainedModel):
 
         events = read_events(
             {"input_ids": input_ids, "behavior_ids": behavior_ids, **fields}, layout
-        )
+        )._replace(baskets=self._baskets(baskets, document))
 
         encoded = self.encode(events, wants_states(self.config, output_hidden_states))
 
@@ -186,7 +200,8 @@ class BehaveGPTModel(EventModel):
         """Embedding, blocks and final norm: hidden states (B, R, C)."""
         told = elapsed(events) if self.config.reads_time else None
         gap = None if told is None else told.gap
-        x = self.embedding(events.ids, events.position, gap)  # (B, R, C)
+        sizes = None if events.baskets is None else events.baskets.sizes
+        x = self.embedding(events.ids, events.position, gap, sizes)  # (B, R, C)
 
         rope, encoding = None, self.config.position_encoding
         if encoding in ("rope", "time"):

@@ -48,6 +48,12 @@ class Scored(NamedTuple):
     inputs: tuple[torch.Tensor, ...]  # each (N, ...)
     parameters: tuple[torch.Tensor, ...]
     projection: nn.Module | None = None  # `score` applies it by `project`, with the sink
+    share: torch.Tensor | None = None  # (N,) factor of each target's weight
+
+    def weight(self, criterion: Any, target: torch.Tensor, part: slice = WHOLE) -> torch.Tensor:
+        """Weights (n,) of a part of the targets (N,) under a criterion."""
+        weight: torch.Tensor = criterion.weight(target[part])
+        return weight if self.share is None else weight * self.share[part]
 
 
 def chunked_loss(scored: Scored, criterion: Any, target: torch.Tensor, classes: int) -> HeadLoss:
@@ -76,7 +82,7 @@ def chunked_loss(scored: Scored, criterion: Any, target: torch.Tensor, classes: 
 
     per_event = torch.cat(losses)  # (N,)
     # a sum, so that chunks, micro-batches and ranks add up to the same loss
-    total = (criterion.weight(target) * per_event).sum()
+    total = (scored.weight(criterion, target) * per_event).sum()
     return HeadLoss(total, _by_class(per_event, target, classes), class_count)
 
 
@@ -147,7 +153,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 pieces = [x[part].detach() for x in inputs]
                 pieces = [x.requires_grad_() if x.is_floating_point() else x for x in pieces]
                 per_event = criterion.per_event(scored.score(part, pieces, sink), target[part])
-                loss = (criterion.weight(target[part]) * per_event).sum()
+                loss = (scored.weight(criterion, target, part) * per_event).sum()
 
             # (what the chunk is differentiated by, where its gradient is added)
             sums = [

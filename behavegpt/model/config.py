@@ -48,6 +48,8 @@ class BehaveGPTConfig(PreTrainedConfig):
     max_length: int = 90  # events the model looks back on, I in eq. 1
     # rope | learned | none | time: rope whose positions the time between events moves on
     position_encoding: str = "rope"
+    # a position is a basket, a set of events, and predicts what is in the next one, see baskets.py
+    baskets: bool = False
     gap: bool = False  # the time since the event before is embedded, see elapsed.py
     dropout: float = 0.1  # on embeddings and both residual branches; never on attention weights
     layer_norm_eps: float = 1e-5
@@ -157,6 +159,9 @@ class BehaveGPTConfig(PreTrainedConfig):
             "position_encoding must be rope, learned, none or time": (
                 self.position_encoding in ("rope", "learned", "none", "time")
             ),
+            "a basket is a set at one moment: set gap and history_head to false, position_encoding "
+            "to rope, learned or none, next_heads to [] and given to null": not self.baskets
+            or not (self.reads_time or self.history_head or self.next_heads or self.given),
             "the time between events has no effect on counts alone: set gap to false and "
             "position_encoding to rope, or num_hidden_layers to at least 1": not (
                 self.reads_time and self.memory and not self.num_hidden_layers

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from behavegpt.model.baskets import mean_of_baskets
 from behavegpt.model.config import BehaveGPTConfig
 from behavegpt.model.elapsed import GAP_IDS
 
@@ -91,9 +92,11 @@ class EventEmbedding(nn.Module):
         fields: dict[str, torch.Tensor],
         position: torch.Tensor,
         gap: torch.Tensor | None = None,
+        sizes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`fields` by name, each (B, R) int64; `position` (B, R) int64 within the history; `gap`
-        (B, R) int64 of elapsed.py."""
+        (B, R) int64 of elapsed.py. With `sizes` (B, R) of baskets the fields are (E,), and a
+        position is the mean of its events."""
         # torch's own message would not say which field it is
         missing = [name for name in self.fields if fields.get(name) is None]
         if missing:
@@ -107,10 +110,13 @@ class EventEmbedding(nn.Module):
         named = zip(self.fields, self.tables.values(), strict=True)
         # (B, R, F * d)
         embedded = torch.cat([table(fields[name]) for name, table in named], dim=-1)
+        if sizes is not None:
+            embedded = mean_of_baskets(embedded, sizes)
         if self.position is not None:
             embedded = embedded + self.position(position)
         if self.user is not None:
-            embedded = embedded + self.user(fields)
+            user = self.user(fields)
+            embedded = embedded + (user if sizes is None else mean_of_baskets(user, sizes))
         if self.gap is not None:
             embedded = embedded + self.gap(gap)
 

@@ -30,6 +30,8 @@ class Predicted(NamedTuple):
     auxiliary: torch.Tensor | None = None
     # (N, C) what is given of the events that are predicted
     told: torch.Tensor | None = None
+    # (N,) float32 what a target counts for among those of its basket
+    share: torch.Tensor | None = None
 
     @property
     def asked(self) -> torch.Tensor:

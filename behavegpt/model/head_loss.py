@@ -37,5 +37,6 @@ def head_loss(
 
     # all that the logits depend on: the chunked loss makes the gradients of these, and of no other
     tied = () if event_embedding is None else (event_embedding,)
-    scored = Scored(score, (predicted.asked,), (*head.parameters(), *tied), head.projection)
+    parameters = (*head.parameters(), *tied)
+    scored = Scored(score, (predicted.asked,), parameters, head.projection, predicted.share)
     return chunked_loss(scored, criterion, target, classes)

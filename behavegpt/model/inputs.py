@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from behavegpt.model.baskets import Baskets
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import BehaveGPTConfig
 from behavegpt.model.mixer import Memory
@@ -31,6 +32,8 @@ class Events(NamedTuple):
     """What the counts of the whole past say at the predicted positions, row by row."""
     given: Mapping[str, torch.Tensor] | None = None
     """What is given of the events that are predicted there: ids (N,) by field."""
+    baskets: Baskets | None = None
+    """Of a model of baskets, each a position: ids are (E,) then, one basket after the other."""
 
 
 class Request(NamedTuple):

@@ -117,6 +117,8 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
     schema, split = manifest.event_schema, manifest.split
     columns = {"user": schema.user, "time": schema.time} | schema.label_columns
+    if schema.group is not None:
+        columns["group"] = schema.group
     numbers = [
         f"{number:,} {name}"
         for name, number in zip(("training", "validation", "test"), split["events"], strict=False)
@@ -124,6 +126,7 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     listed = {
         "columns": ", ".join(f"{name}: {column}" for name, column in columns.items()),
         "events by split": ", ".join(numbers),
+        **({} if manifest.baskets is None else {"baskets": f"{manifest.baskets:,}"}),
         "boundaries": boundaries(split.get("boundaries")),
         "time zone": schema.tz,
         "rejected rows": ", ".join(

@@ -10,6 +10,10 @@ from behavegpt.figures import METRICS, MODEL, title_of
 from behavegpt.report.facts import decimal, is_number, optional_json
 from behavegpt.result_files import best_baseline, read_per_behavior
 
+BASKET_METRICS = {
+    name: name.replace("macro_recall", "macro recall").replace("ndcg", "NDCG")
+    for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "hit@1", "hit@5", "macro_recall@5")
+}
 PRIMARY = ("rec_w", "rec_m", "ndcg@3", "hr@3", "tail")  # of the first table; all in the second
 LISTED = 1000  # behaviors in the table of behaviors, those with the most events to predict
 LEVEL = 0.005  # a relative difference that would be written as 0 %
@@ -27,15 +31,20 @@ def metric_table(
     A row is {name, ours, cells: [(text, best)], intervals: [text], with_unseen: [text]}, the last
     with the targets that were left out as misses, empty if there were none; an interval is empty
     where `uncertainty`, what metrics.json says of it, has none; `gain` compares ours with the best
-    other model, column by column; `primary` marks the columns that a first look needs.
+    other model, column by column; `primary` marks the columns that a first look needs. Of models of
+    baskets, the figures are those of baskets, sorted by NDCG@10.
     """
+    titles, first = METRICS, "rec_w"
+    if models and all("basket" in figures for figures in models.values()):
+        models, unseen, uncertainty = {n: f["basket"] for n, f in models.items()}, 0, None
+        titles, first = BASKET_METRICS, "ndcg@10"
     # a figure that no model has takes no column
-    best = {key: _best(models, key) for key in METRICS if _best(models, key) is not None}
+    best = {key: _best(models, key) for key in titles if _best(models, key) is not None}
     columns = list(best)
     intervals = (uncertainty or {}).get("intervals", {})
 
     rows = []
-    for name in sorted(models, key=lambda name: -(models[name].get("rec_w") or 0)):
+    for name in sorted(models, key=lambda name: -(models[name].get(first) or 0)):
         figures, spans = models[name], intervals.get(name, {})
         harder = figures["with_unseen"] if unseen else {}
         rows.append(
@@ -51,8 +60,8 @@ def metric_table(
         )
 
     return {
-        "header": [METRICS[key] for key in columns],
-        "primary": [key in PRIMARY for key in columns],
+        "header": [titles[key] for key in columns],
+        "primary": [key in PRIMARY or titles is BASKET_METRICS for key in columns],
         "rows": rows,
         "gain": _gains(models, columns),
     }

@@ -25,6 +25,7 @@ import torch
 
 from behavegpt.config import dump_settings, read_settings
 from behavegpt.console import say
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, TRAIN, EventStore, open_store
 from behavegpt.errors import BehaveGPTError, ConfigError
@@ -53,6 +54,7 @@ def sweep(
     out = Path(settings.out)
     check_output(out, "into")
     store = open_store(_needed_path(settings))
+    refuse_baskets(store.schema, "the sweep")
 
     division = divide(store, settings.data.split, settings.data.heldout_events, settings.data.seed)
     jobs = list_jobs(settings, Task.of(store))

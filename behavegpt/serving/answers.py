@@ -87,7 +87,7 @@ def predict_options(request: PredictOptions) -> dict[str, Any]:
     return {name: getattr(request, name) for name in sorted(names)}
 
 
-def _named(request: Request) -> set[str]:
+def named_columns(request: Request) -> set[str]:
     return set().union(*(row for user in request.users for row in user.events))
 
 
@@ -105,13 +105,13 @@ def _answer_one(
 
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError."""
-    names = set.union(*map(_named, requests))
-    _check_columns(names, predictor.tokenizer.event_schema)
+    names = set.union(*map(named_columns, requests))
+    check_columns(names, predictor.tokenizer.event_schema)
     users = [user for request in requests for user in request.users]
     return encode_users(predictor.tokenizer, users, names)
 
 
-def _check_columns(names: set[str], schema: EventSchema) -> None:
+def check_columns(names: set[str], schema: EventSchema) -> None:
     """Raise DataError when no event tells one of the columns; a behavior need not be told."""
     roles = [
         (role, column)

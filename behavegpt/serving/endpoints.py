@@ -12,6 +12,7 @@ from behavegpt.serving.requests import (
     EventsRequest,
     ExplainRequest,
     GenerateRequest,
+    LabelRequest,
     PredictRequest,
     StateRequest,
     WhenRequest,
@@ -26,6 +27,7 @@ ENDPOINTS: dict[str, type[AnyRequest]] = {
     "/v1/users/{id}/events": EventsRequest,
     "/v1/users/{id}/predict": StateRequest,
 }
+LABEL_ENDPOINTS: dict[str, type[AnyRequest]] = {"/v1/label": LabelRequest}
 USERS = ("/v1/users/", ("/events", "/predict"))  # how the paths of one user begin, and end
 
 
@@ -34,7 +36,7 @@ def _endpoint(path: str) -> str | None:
     begin, ends = USERS
     end = next((end for end in ends if path.startswith(begin) and path.endswith(end)), None)
     path = path if end is None else f"{begin}{{id}}{end}"
-    return path if path in ENDPOINTS else None
+    return path if path in ENDPOINTS or path in LABEL_ENDPOINTS else None
 
 
 class Counted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -14,10 +14,6 @@ from starlette.exceptions import HTTPException
 from behavegpt.errors import BehaveGPTError
 from behavegpt.serving.batcher import Busy
 
-PATHS = (
-    "POST /v1/predict, /v1/embed, /v1/generate, /v1/users/ID/events, /v1/users/ID/predict; "
-    "GET /v1/model, /health, /metrics, /docs"
-)
 HINT = "GET /v1/model lists the columns and the limits."
 _OPTION = re.compile(r"(?<![\w-])--[a-z]")
 _SENTENCE = re.compile(r"(?<=[.;?])\s+")
@@ -62,8 +58,10 @@ def over_http(message: str) -> str:
     return f"{text.rstrip(';').rstrip()}{'' if text.endswith(('.', '?')) else '.'} {HINT}"
 
 
-def add_errors(app: FastAPI) -> None:
-    """Answer all errors in one shape."""
+def add_errors(app: FastAPI, endpoints: Iterable[str]) -> None:
+    """Answer all errors in one shape; whoever asks for another path is told the `endpoints`."""
+    posts = ", ".join(path.format(id="ID") for path in endpoints)
+    paths = f"POST {posts}; GET /v1/model, /v1/labels, /v1/examples, /health, /metrics, /docs"
 
     async def refused(request: HttpRequest, error: Refused) -> Response:
         return error_response(error.code, error.kind, str(error), error.headers)
@@ -81,8 +79,8 @@ def add_errors(app: FastAPI) -> None:
         )
 
     async def routing(request: HttpRequest, error: HTTPException) -> Response:
-        kinds = {404: ("NotFound", f"there is no {request.url.path[:100]!r} here; try {PATHS}.")}
-        kinds[405] = ("MethodNotAllowed", f"{request.method} is not for this path; try {PATHS}.")
+        kinds = {404: ("NotFound", f"there is no {request.url.path[:100]!r} here; try {paths}.")}
+        kinds[405] = ("MethodNotAllowed", f"{request.method} is not for this path; try {paths}.")
         kind, message = kinds.get(error.status_code, ("ConfigError", str(error.detail)[:500]))
         return error_response(error.status_code, kind, message, error.headers)
 

@@ -33,10 +33,10 @@ def encode_users(
     rounds: dict[int, list[int]] = {}
     seen: Counter[str] = Counter()
     for number, user in enumerate(users):
-        rounds.setdefault(seen[_name(user)], []).append(number)
-        seen[_name(user)] += 1
+        rounds.setdefault(seen[name_of(user)], []).append(number)
+        seen[name_of(user)] += 1
     # readers give histories in the order of the names
-    members = [sorted(part, key=lambda number: _name(users[number])) for part in rounds.values()]
+    members = [sorted(part, key=lambda number: name_of(users[number])) for part in rounds.values()]
     parts = [
         _encode_distinct(tokenizer, [users[number] for number in part], names) for part in members
     ]
@@ -54,23 +54,23 @@ def _encode_distinct(
     rows = [row for user in users for row in user.events]
     table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
     table[schema.user] = [
-        name for user in users for name in itertools.repeat(_name(user), len(user.events))
+        name for user in users for name in itertools.repeat(name_of(user), len(user.events))
     ]
-    encoded = encode_histories(_knowing(tokenizer, users), table, warn=False)
+    encoded = encode_histories(knowing(tokenizer, users), table, warn=False)
     if len(encoded.users) < len(users):
         # a user whose events were all rejected would shift the answers of those behind
         there = set(encoded.users.to_pylist())
-        missing = next(user.id for user in users if _name(user) not in there)
+        missing = next(user.id for user in users if name_of(user) not in there)
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
         raise DataError(f"user {missing!r} has no usable event ({reasons}).")
     return encoded
 
 
-def _knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokenizer:
+def knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokenizer:
     """The tokenizer that knows what the users' requests say of them. Raises DataError for a feature
     that the model does not read."""
     tokenizer = tokenizer.by_name
-    told = {_name(user): user.features for user in users if user.features is not None}
+    told = {name_of(user): user.features for user in users if user.features is not None}
     if not told:
         return tokenizer
 
@@ -92,7 +92,8 @@ def _knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokeni
     return tokenizer.with_features(tokenizer.users.updated(named.users))
 
 
-def _name(user: History) -> str:
+def name_of(user: History) -> str:
+    """What stands in the user's column for a user of a request."""
     return str(user.id) or "0"  # an empty name would be a null
 
 

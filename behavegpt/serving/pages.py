@@ -43,8 +43,10 @@ def add_pages(
     endpoints: Mapping[str, type[BaseModel]],
     tokenizer: EventTokenizer,
 ) -> None:
-    """GET /, /docs and /v1/labels; app.openapi's components for the requests."""
-    text, playground = _page(settings, endpoints), page("playground")
+    """GET /, /docs and /v1/labels; app.openapi's components for the requests. The playground is for
+    models that predict behaviors; / is the page of the endpoints of others."""
+    text = _page(settings, endpoints)
+    playground = page("playground") if "/v1/predict" in endpoints else text
     made = app.openapi
 
     def openapi() -> dict[str, Any]:

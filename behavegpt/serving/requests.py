@@ -187,6 +187,16 @@ class EmbedRequest(Request, EmbedOptions):
     """A vector for each user."""
 
 
+class LabelRequest(Request):
+    """The label of each user, by a model with a label head."""
+
+    at: Label | None = Field(
+        None,
+        description="a time such as 2026-11-28, for all users; only earlier events are looked at "
+        "(default: all events count, up to the last one of the request)",
+    )
+
+
 class GenerateRequest(Request, DrawOptions):
     """Futures of each user."""
 

@@ -48,7 +48,9 @@ def score(
     device = next(model.parameters()).device
     config = model.config
     # with many classes fewer positions, so that the logits of a batch fit the memory
-    positions = min(positions_per_batch, LOGITS // store.behaviors.classes)
+    # and of baskets, each of which is asked for several
+    asked = 1 if store.baskets is None else store.baskets.targets_each
+    positions = int(min(positions_per_batch, LOGITS // store.behaviors.classes) / asked)
     batches = evaluation_batches(
         store,
         split,
@@ -66,7 +68,9 @@ def score(
             moved = batch.to(device)
             wanted = moved.target != IGNORED  # (B, R): each target in one batch, once
             with autocast(device, precision):
-                output = model(**moved.arguments, select=wanted)
+                # baskets tell themselves where each is asked for
+                select = wanted if moved.baskets is None else None
+                output = model(**moved.arguments, select=select)
             yield ScoredBatch(output.logits.float(), moved.target[wanted], moved.row[wanted])
     finally:
         model.train(was_training)

@@ -176,6 +176,9 @@ def training_batches(
             "longer histories, or another --split."
         )
 
+    # a basket is a position, as an event is without
+    if store.baskets is not None:
+        events = int((store.baskets.columns["split"] == TRAIN).sum())
     # a 32nd of the events: about 32 steps an epoch, until a step holds 8,192 events
     wanted = train.batch_events or min(8192, max(1024, events // 32))
     return TrainingBatches(

@@ -180,7 +180,13 @@ class OptimizerSteps:
         """(2,) what this rank's sums are divided by: the weight of its targets, and their number
         for side losses."""
         asked = [batch.target[batch.target != IGNORED] for batch in micro]  # each (N,)
-        weight = torch.stack([self.loss.weight(target).sum() for target in asked]).sum().float()
+        weights = [self.loss.weight(target) for target in asked]
+        # a target is a part of its basket, as in the loss
+        weights = [
+            weight if batch.baskets is None else weight * batch.baskets["share"]
+            for weight, batch in zip(weights, micro, strict=True)
+        ]
+        weight = torch.stack([weight.sum() for weight in weights]).sum().float()
         return torch.stack([weight, weight.new_tensor(sum(len(target) for target in asked))])
 
     def _sum(self, tensor: torch.Tensor) -> torch.Tensor:

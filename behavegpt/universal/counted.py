@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import GIVEN, Moment, check_schema, moved
 from behavegpt.data.memory_columns import Columns, memory_columns
 from behavegpt.data.memory_counts import Counts
@@ -174,6 +175,7 @@ def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> Co
     Raises DataError when no event is usable, ConfigError for places where there are none.
     """
     check_schema(given, schema)
+    refuse_baskets(schema, "the universal model")
     read = read_events(logs, schema)
     rejected = collections.Counter(read.rejects["reason"].to_pylist())
     if not len(read.table):

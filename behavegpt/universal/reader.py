@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import moved
 from behavegpt.data.memory import Spans, read_memory
 from behavegpt.data.memory_columns import Columns, memory_columns
@@ -140,8 +141,9 @@ def store_reader(
     """The reader of a prepared folder, with tables of its training split.
 
     `roles` gives another column as `behavior`, `event` or `location`: another question to the same
-    log. `given`: what is known of the event that follows.
+    log. `given`: what is known of the event that follows. Raises ConfigError for baskets.
     """
+    refuse_baskets(store.schema, "the universal model")
 
     roles = dict(roles or {})
     named = {role: store.column(roles.get(role, role)) for role in ("behavior", "event")}

@@ -18,6 +18,7 @@ from behavegpt import decision
 from behavegpt.bounded_yaml import load_yaml
 from behavegpt.config import check_settings
 from behavegpt.console import say
+from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.reencode import reencode, schema_difference
 from behavegpt.data.store import TEST, TRAIN, VALID, EventStore, open_store
 from behavegpt.data.times import MICROS
@@ -81,6 +82,7 @@ def update(
         configured = _read_config(versions.run)
         before = _open(versions.run / MODEL)
         past = _open_past(versions, configured, data)
+        refuse_baskets(before.tokenizer.event_schema, "update")
         _check_schema(before, past)
         new = read_new(log, past, dict(columns or {}), users, asked.max_reject_share)
 
