@@ -61,7 +61,7 @@ def over_http(message: str) -> str:
 def add_errors(app: FastAPI, endpoints: Iterable[str]) -> None:
     """Answer all errors in one shape; whoever asks for another path is told the `endpoints`."""
     posts = ", ".join(path.format(id="ID") for path in endpoints)
-    paths = f"POST {posts}; GET /v1/model, /v1/labels, /v1/examples, /health, /metrics, /docs"
+    paths = f"POST {posts}; GET /v1/model, /health, /metrics, /docs"
 
     async def refused(request: HttpRequest, error: Refused) -> Response:
         return error_response(error.code, error.kind, str(error), error.headers)
