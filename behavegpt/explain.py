@@ -61,7 +61,7 @@ class Why(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Explanations(Tabular):
-    """Why the most probable behavior of each of U users."""
+    """Explanations of the most probable behavior of each of U users."""
 
     users: pa.StringArray  # (U,)
     labels: np.ndarray  # (U,) object, None where filters leave nothing

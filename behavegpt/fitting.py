@@ -98,7 +98,7 @@ class FittedPredictor(Predictor):
     def evaluate(
         self, split: Literal["valid", "test"] = "test", baselines: bool = True, **decision: Any
     ) -> Evaluation:
-        """The figures on a split, beside those of the count baselines; `decision` as for `predict`:
+        """Metrics on a split, next to those of the count baselines; `decision` as for `predict`:
         prior_correction or thresholds. Raises DataError if the split is empty."""
         name = "metrics.json" if split == "test" else f"metrics.{split}.json"
         path = self.run / "eval" / name
@@ -125,7 +125,7 @@ class FittedPredictor(Predictor):
         return self
 
     def report(self) -> Report:
-        """RUN/report.html, and the model card; evaluates first if nobody has."""
+        """Write RUN/report.html and the model card; evaluates first if needed."""
         if not (self.run / "eval" / "metrics.json").exists():
             self.evaluate()
         path = write_report(self.run)
@@ -174,7 +174,7 @@ def fit(
       "cross_entropy"}.
 
     Without `out`, everything is kept in the cache folder ($BEHAVEGPT_CACHE, or ~/.cache/behavegpt):
-    the same data and settings are not trained twice, and a run that was interrupted goes on. Raises
+    the same data and settings are not trained twice, and an interrupted run is resumed. Raises
     ConfigError and DataError.
     """
     chosen = _by_owner(settings)

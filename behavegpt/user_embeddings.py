@@ -29,7 +29,7 @@ MISSING, ENTRY = "missing.npy", "entry.json"
 
 @dataclass(frozen=True, repr=False)
 class UserEmbeddings(Tabular):
-    """One vector for each user, in the order of `users`."""
+    """One vector per user, in the order of `users`."""
 
     users: pa.StringArray | np.ndarray  # (U,) labels, or the int64 ids of an entry
     vectors: np.ndarray  # (U, D) float32 or float16, possibly memory-mapped

@@ -28,9 +28,9 @@ class EventSchema(Settings):
     """Columns and time rules of an event log: x = (weekday, time slot, location, event) of section
     2.2.
 
-    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another
-    one. So are 7 and 7.0 where all labels of the column are numbers: `label_rules` says how each
-    column's values are written.
+    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is a
+    different one. 7 and 7.0 are the same if all labels of the column are numbers: `label_rules`
+    defines the notation of each column.
     """
 
     user: str = Field(description="column of the user id")
@@ -176,7 +176,7 @@ class EventSchema(Settings):
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What is known of the users themselves: columns of the table of users."""
+        """User features: columns of the user table."""
         return (*self.user_features, *self.user_numeric)
 
     @property

@@ -97,8 +97,8 @@ def choose_policies(
         event = Source.HEAD if "event" in heads else Source.TYPICAL
     if event is Source.TYPICAL and ("behavior", "event") not in links:
         raise ConfigError(
-            "the model has no event head, so nothing tells the event of a drawn behavior; train "
-            f"with {TRAIN_HEADS}, or give the prepared training data: --data DIR."
+            "the model has no event head, so it cannot generate events; train with "
+            f"{TRAIN_HEADS}, or pass the prepared training data: --data DIR."
         )
 
     # a place that the behavior is given is drawn before it, so no event can limit it
@@ -126,8 +126,8 @@ def _source(field: str, policy: Policy, head: str, heads: list[str]) -> Source:
         return Source.HEAD if head in heads else Source.OBSERVED
     if policy == "head" and head not in heads:
         raise ConfigError(
-            f"the model has no {head} head; choose the policy observed or typical for the {field}, "
-            f"or train with {TRAIN_HEADS}."
+            f"the model has no {head} head; use the policy observed or typical for the "
+            f"{field}, or train with {TRAIN_HEADS}."
         )
     return Source(policy)
 

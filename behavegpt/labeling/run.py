@@ -70,12 +70,11 @@ def finetune_label(
     step: Step = lambda name: None,
     **settings: Any,
 ) -> ProbeResult:
-    """Fine-tune a trained model to say a label of users, and write it to OUT/model.
+    """Fine-tune a trained model to predict a user label, and write it to OUT/model.
 
-    Arguments as for `behavegpt.probe`: events of `log` at or after `at` are not looked at.
-    `settings`: those of LabelSettings. The figures are of users whom the model of their fold has
-    not learned from; the model that is written has learned from all. Raises ConfigError, also for
-    the universal model, and DataError.
+    Arguments as for `behavegpt.probe`: events of `log` at or after `at` are ignored. `settings`:
+    those of LabelSettings. The metrics are cross-validated by user; the model that is written is
+    trained on all users. Raises ConfigError, also for the universal model, and DataError.
     """
     chosen, folder = check_settings(LabelSettings, settings, "label"), local_path(out)
     check_output(folder, "into")  # now, not after the training

@@ -170,8 +170,8 @@ def _text(key: str, value: Any) -> str:
         return boundaries(value)
     if key == "thresholds":
         return (
-            f"learned on {value['rows']:,} validation events to lift {value['objective']}, keeping "
-            f"{value['keep']:.1%} of weighted recall"
+            f"learned on {value['rows']:,} validation events to maximize {value['objective']}, "
+            f"keeping {value['keep']:.1%} of weighted recall"
         )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

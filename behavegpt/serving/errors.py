@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from behavegpt.errors import BehaveGPTError
 from behavegpt.serving.batcher import Busy
 
-HINT = "GET /v1/model tells the columns and the limits."
+HINT = "GET /v1/model lists the columns and the limits."
 _OPTION = re.compile(r"(?<![\w-])--[a-z]")
 _SENTENCE = re.compile(r"(?<=[.;?])\s+")
 
@@ -47,7 +47,7 @@ def over_http(message: str) -> str:
 
     >>> advice = "Name the right one with --time COLUMN."
     >>> over_http(f"no column 't' (the time). Did you mean 'T'? {advice}")
-    "no column 't' (the time). Did you mean 'T'? GET /v1/model tells the columns and the limits."
+    "no column 't' (the time). Did you mean 'T'? GET /v1/model lists the columns and the limits."
     """
     if not _OPTION.search(message):
         return message

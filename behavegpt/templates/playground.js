@@ -202,9 +202,9 @@
       const why = state.why ? await ask("v1/explain", about) : null;
       if (asked !== state.asked) return;
       showWhy(why && why.users[0]);
-      const future = await ask("v1/generate", {users, steps: FUTURE, until: WEEK, seed: state.seed});
+      const future = await simulated(users);
       if (asked !== state.asked) return;
-      showFuture(future.users[0].events);
+      showFuture(future);
       // last: the first time, a counted log learns its gaps
       const when = state.times ? await ask("v1/when", {users, top_k: 1}) : null;
       if (asked !== state.asked) return;
@@ -271,7 +271,22 @@
       : "";
   }
 
+  // The events of a simulated week, or why there are none: not every model can generate.
+  async function simulated(users) {
+    try {
+      const about = {users, steps: FUTURE, until: WEEK, seed: state.seed};
+      return (await ask("v1/generate", about)).users[0].events;
+    } catch (error) {
+      return error.message;
+    }
+  }
+
   function showFuture(found) {
+    byId("again").hidden = typeof found === "string";
+    if (typeof found === "string") {
+      byId("future").replaceChildren(element("p", "No simulation: " + found, "soft"));
+      return;
+    }
     const parts = [];
     let day = "";
     let list;
@@ -425,7 +440,8 @@
       show();
     });
     addExamples((await ask("v1/examples")).users);
-    if (state.examples.length) choose(0);
+    const sizes = state.examples.map((user) => user.events.length);
+    if (sizes.length) choose(sizes.indexOf(Math.max(...sizes)));
     else await invent();
   }
 

@@ -68,12 +68,12 @@ def update(
 ) -> UpdateResult:
     """Bring a run of `train` or `finetune` up to date with a log of later events.
 
-    The model as it is predicts the new events first. Then its vocabulary grows by their labels, its
-    frequencies and tables are counted anew, and it trains for some steps. Users whose new events
-    it was not trained on judge: unless they are predicted worse, RUN/model is replaced.
-    `data`: the prepared folder before the first update, if it is not where the run's configuration
-    says; `columns`: by role, where the log names them otherwise ({"user": "uid"}); `users`: the
-    table of new users' features, for data prepared with one; `settings`: of UpdateSettings. Raises
+    First, the current model predicts the new events. Then its vocabulary grows by their labels, its
+    frequencies and tables are recounted, and it is trained for some steps. RUN/model is replaced
+    unless held-out users, whose new events it was not trained on, are predicted worse. `data`: the
+    prepared folder before the first update, if it is not where the run's configuration says;
+    `columns`: by role, where the log names them otherwise ({"user": "uid"}); `users`: the table of
+    new users' features, for data prepared with one; `settings`: of UpdateSettings. Raises
     ConfigError, DataError and CheckpointError. Docs: docs/update.md.
     """
     # a misspelt setting is told before the run is locked or anything is read
@@ -103,8 +103,8 @@ def update(
 
 
 def undo_update(run: str | Path) -> int:
-    """Put back model, data and states from before the latest update; returns its number. Raises
-    ConfigError where they were not kept."""
+    """Restore model, data and states from before the latest update; returns its number. Raises
+    ConfigError if they were not kept."""
     with _held(run) as versions:
         return versions.undo()
 
