@@ -129,9 +129,9 @@ def _open(path: Path) -> np.ndarray:
 def _refuse_absent(path: Path) -> None:
     doubled = path.with_name(path.name + path.suffix)
     if doubled.is_file():  # numpy.save appends .npy to names that do not end so
-        raise DataError(f"{path} is missing, {doubled.name} lies beside it; rename it.")
+        raise DataError(f"{path} is missing, but there is {doubled.name}; rename it.")
 
-    kind = "is a folder" if path.is_dir() else "is no regular file"
+    kind = "is a folder" if path.is_dir() else "is not a regular file"
     fault = kind if path.exists() else "is missing"
     raise DataError(f"{path} {fault}; write the array there with numpy.save.")
 
@@ -146,7 +146,8 @@ def _refuse_other_kind(path: Path, start: bytes) -> None:
             "instead"
         )
     raise DataError(
-        f"{path} is no .npy file: {kind or 'it does not begin like one'}; write it with numpy.save."
+        f"{path} is not a .npy file: {kind or 'it does not begin like one'}; write it "
+        "with numpy.save."
     )
 
 

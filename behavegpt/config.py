@@ -40,7 +40,7 @@ class Settings(BaseModel):
 
 def _path_text(text: str) -> str:
     if not text.strip():
-        raise ValueError("an empty path; name a file or folder")
+        raise ValueError("empty path; name a file or folder")
     return os.path.expanduser(text)
 
 
@@ -99,9 +99,12 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The merged tree of a YAML file and its bases, unvalidated."""
     path = local_path(path)
     if path.resolve() in _seen:
-        raise ConfigError(f"{path}: `base:` goes round in a circle; remove one of the links.")
+        raise ConfigError(f"{path}: circular `base:`; remove one of the links.")
     if len(_seen) > MOST_BASES:
-        raise ConfigError(f"{path}: a base of a base, {MOST_BASES} times; put some files together.")
+        raise ConfigError(
+            f"{path}: more than {MOST_BASES} files, each the `base:` of the next; merge some "
+            "of them."
+        )
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -134,7 +137,7 @@ def _bases(path: Path, written: Any) -> list[str]:
     is_list = isinstance(bases, list)
     if not is_list or not all(isinstance(b, str) and b.isprintable() and b for b in bases):
         raise ConfigError(
-            f"{path}: base = {_short(written)}: give a file's name, or a list of names."
+            f"{path}: base = {_short(written)}: must be a file name, or a list of file names."
         )
     return bases
 

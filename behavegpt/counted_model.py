@@ -40,7 +40,8 @@ class CountedModel(KeepsStates):
         """What was counted. Raises ConfigError before `fit_tables`."""
         if self._log is None:
             raise ConfigError(
-                "nothing was counted yet: call fit_tables(log), or load a folder that `save` wrote."
+                "no log has been counted yet: call fit_tables(log), or load a folder "
+                "that `save` wrote."
             )
         return self._log
 

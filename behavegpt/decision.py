@@ -60,7 +60,7 @@ def shift_of(
     if not options.thresholds:
         return options.prior_correction * log_prior
     if thresholds is None:
-        raise ConfigError(f"thresholds: this model has none; {LEARN}.")
+        raise ConfigError(f"this model has no thresholds; {LEARN}.")
     return torch.from_numpy(thresholds.values)
 
 

@@ -22,7 +22,7 @@ def check_devices(devices: Sequence[str]) -> None:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
             raise ConfigError(
-                f"device {name!r} cannot be used ({first_line(error)}); take one of "
+                f"device {name!r} cannot be used ({first_line(error)}); choose one of "
                 f"{', '.join(default_devices())}."
             ) from None
 

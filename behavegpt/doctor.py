@@ -77,8 +77,8 @@ def check_folders(root: Path) -> dict[str, Any]:
     folders = sorted({path.parent for name in marks for path in root.rglob(name)})
     if not folders:
         raise DataError(
-            f"{root}: no prepared folder, model, checkpoint or entry; name one, or a folder of "
-            "some."
+            f"{root}: contains no prepared folder, model, checkpoint or entry; name one, "
+            "or a folder that contains some."
         )
 
     faults = {folder: _faults(folder) for folder in folders}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 
 class BehaveGPTError(Exception):
-    """A mistake in the input or the settings: the message says what, where and how to mend it."""
+    """An error in the input or the settings; the message says what is wrong, where, and how to
+    fix it."""
 
 
 class DataError(BehaveGPTError):

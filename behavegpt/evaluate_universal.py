@@ -45,8 +45,8 @@ def evaluate_universal(
     rows = target_rows(store, SPLITS[split])
     if not len(rows):
         raise DataError(
-            f"{store.path}: the {split} split holds no event to predict; prepare with another "
-            "--split."
+            f"{store.path}: the {split} split contains no event to predict; prepare it "
+            "with another --split."
         )
 
     check_schema(given, store.schema)

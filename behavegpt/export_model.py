@@ -65,7 +65,7 @@ def export_model(
         )
     refuse_baskets(predictor.tokenizer.event_schema, "an exported graph")
     if out.exists() and not overwrite:
-        raise ConfigError(f"{out}: exists; name another folder or pass --overwrite.")
+        raise ConfigError(f"{out}: already exists; choose another folder, or pass --overwrite.")
 
     device = model.device
     network = LastEvent(nn.Module.to(model, "cpu")).eval()

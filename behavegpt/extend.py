@@ -46,8 +46,8 @@ def add_behaviors(model: str | Path, labels: Collection[object], out: Path) -> d
     trained, old = open_model(folder)
     if trained.config.model_type != BehaveGPTConfig.model_type:
         raise ConfigError(
-            f"{folder}: a {trained.config.architecture}; behaviors are added to a BehaveGPT. Train "
-            "the baseline anew."
+            f"{folder}: a {trained.config.architecture}; behaviors can be added only to a "
+            "BehaveGPT. Train the baseline again."
         )
 
     new, back = _sorted(labels, old, trained)
@@ -80,13 +80,13 @@ def _sorted(
 
     for text, number in zip(texts, (ids - FIRST).tolist(), strict=True):
         if not text or not text.strip():
-            raise ConfigError("add: an empty label is no behavior; leave it out.")
+            raise ConfigError("add: an empty label is not a behavior; remove it.")
         if number == UNKNOWN - FIRST:
             new.append(text)
         elif number in retired:
             back.add(number)
         else:
-            raise ConfigError(f"add: the model predicts {text[:100]!r} already; leave it out.")
+            raise ConfigError(f"add: the model already predicts {text[:100]!r}; remove it.")
     return new, back
 
 

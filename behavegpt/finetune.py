@@ -132,8 +132,8 @@ def _open_base(folder: Path) -> Trained:
     base = open_model(folder)
     if base.model.config.model_type != BehaveGPTConfig.model_type:
         raise ConfigError(
-            f"{folder}: a {base.model.config.architecture}; the modes transfer parts of a "
-            "BehaveGPT. Give its folder."
+            f"{folder}: a {base.model.config.architecture}, but the modes transfer parts "
+            "of a BehaveGPT. Name the folder of a BehaveGPT."
         )
     return base
 

@@ -98,7 +98,7 @@ class FittedPredictor(Predictor):
     def evaluate(
         self, split: Literal["valid", "test"] = "test", baselines: bool = True, **decision: Any
     ) -> Evaluation:
-        """The figures on a split, beside those of the count baselines; `decision` as for `predict`:
+        """Metrics on a split, next to those of the count baselines; `decision` as for `predict`:
         prior_correction or thresholds. Raises DataError if the split is empty."""
         name = "metrics.json" if split == "test" else f"metrics.{split}.json"
         path = self.run / "eval" / name
@@ -125,7 +125,7 @@ class FittedPredictor(Predictor):
         return self
 
     def report(self) -> Report:
-        """RUN/report.html, and the model card; evaluates first if nobody has."""
+        """Write RUN/report.html and the model card; evaluates first if needed."""
         if not (self.run / "eval" / "metrics.json").exists():
             self.evaluate()
         path = write_report(self.run)
@@ -174,7 +174,7 @@ def fit(
       "cross_entropy"}.
 
     Without `out`, everything is kept in the cache folder ($BEHAVEGPT_CACHE, or ~/.cache/behavegpt):
-    the same data and settings are not trained twice, and a run that was interrupted goes on. Raises
+    the same data and settings are not trained twice, and an interrupted run is resumed. Raises
     ConfigError and DataError.
     """
     chosen = _by_owner(settings)
@@ -185,7 +185,8 @@ def fit(
         check_output(run, "into")
         if (run / "run.json").exists():
             raise ConfigError(
-                f"{run} holds a run already; open it with behavegpt.load, or choose another `out`."
+                f"{run} already contains a run; open it with behavegpt.load, or choose "
+                "another `out`."
             )
         store = _prepare(data, chosen, run / "data")
     else:
@@ -199,13 +200,18 @@ def fit(
         pretrain(read_settings(PretrainSettings, config, overrides), resume=out is None)
     say(f"model: {run / 'model'}")
 
-    predictor = load(run)
-    if "users" in chosen.preparation:
-        predictor = predictor.with_features(chosen.preparation["users"])
-    fitted = FittedPredictor(predictor, run, store.path)
+    fitted = FittedPredictor(_opened(run, chosen), run, store.path)
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
     return fitted
+
+
+def _opened(run: Path, chosen: _Settings) -> Predictor:
+    """The run's predictor, which knows what is known of the users."""
+    predictor = load(run)
+    if "users" in chosen.preparation:
+        return predictor.with_features(chosen.preparation["users"])
+    return predictor
 
 
 def _by_owner(settings: Mapping[str, object]) -> _Settings:
@@ -217,7 +223,7 @@ def _by_owner(settings: Mapping[str, object]) -> _Settings:
     for name in rest:
         if name in TrainSettings.model_fields:
             raise ConfigError(
-                f"fit has no setting {name!r}; it is one of train: give train={{{name!r}: ...}}."
+                f"fit has no setting {name!r}; it belongs to train: train={{{name!r}: ...}}."
             )
         if name.partition(".")[0] not in TRAINING:
             raise ConfigError(

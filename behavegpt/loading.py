@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def load(
     folder: str | Path, device: str | torch.device | None = None
 ) -> Predictor | UniversalPredictor:
-    """Open a model folder (see trained_folder.py), or a model that ships, by its name `universal`
+    """Open a model folder (see trained_folder.py), or a shipped model by its name, `universal`
     or `demo`."""
     if is_universal(folder):
         return load_zero_shot(folder)

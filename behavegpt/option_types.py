@@ -70,7 +70,7 @@ def _pool(parts: Any) -> Any:
                 f"unknown part {part!r}. {closest(str(part)[:100], PARTS)}".rstrip(".")
             )
         if part in parts[:number]:
-            raise ValueError(f"the part {part!r} is named twice; name each one once")
+            raise ValueError(f"the part {part!r} is listed twice; list each one once")
     return tuple(parts)
 
 

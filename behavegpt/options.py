@@ -27,16 +27,16 @@ class PrepareOptions(Settings):
 
     min_events: Annotated[Whole, Field(ge=0)] = Field(1, description="least events of a user")
     min_count: Annotated[Whole, Field(ge=0)] = Field(
-        1, description="least training events of a label"
+        1, description="minimum number of training events of a label"
     )
     max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="most labels of a column"
+        None, description="maximum number of labels per column"
     )
     max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(
-        0.01, description="bad rows that are tolerated"
+        0.01, description="stop if a larger share of the rows is bad"
     )
     threads: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="of DuckDB; all cores without"
+        None, description="threads of DuckDB (default: all cores)"
     )
 
 
@@ -44,10 +44,10 @@ class FitOptions(Settings):
     """Numbers of a fitted scaling law."""
 
     min_events: Annotated[Real, Field(ge=0)] = Field(
-        0, description="runs with fewer training events are left out"
+        0, description="leave out runs with fewer training events"
     )
     delta: Annotated[Real, Field(gt=0)] = Field(
-        1e-3, description="of the Huber loss of log residuals"
+        1e-3, description="delta of the Huber loss on log residuals"
     )
     draws: Annotated[Whole, Field(ge=1)] = Field(400, description="of the bootstrap")
     confidence: Annotated[Real, Field(gt=0, lt=1)] = Field(0.95, description="of the intervals")
@@ -63,10 +63,10 @@ class PlanOptions(Settings):
     events: Annotated[Real, Field(gt=0)] | None = Field(None, description="training events")
     hours: Annotated[Real, Field(gt=0)] | None = Field(None, description="of training")
     tflops: Annotated[Real, Field(gt=0)] | None = Field(
-        None, description="speed on paper of all devices"
+        None, description="peak speed of all devices"
     )
     utilization: Annotated[Real, Field(gt=0, le=1)] = Field(
-        0.4, description="share of it that is reached"
+        0.4, description="fraction of the peak speed that is achieved"
     )
 
 
@@ -86,14 +86,12 @@ class DecisionOptions(Settings):
     prior_correction: Annotated[Real, Field(ge=0, le=10)] = Field(
         0.0,
         description=(
-            "TAU lifts rare behaviors: TAU * log(training frequency) is subtracted from each logit"
+            "subtract TAU * log(training frequency) from each logit, to favor rare behaviors"
         ),
     )
     thresholds: StrictBool = Field(
         False,
-        description=(
-            "subtract the model's own thresholds instead, which were learned on validation"
-        ),
+        description=("subtract the model's thresholds, learned on validation, instead"),
     )
 
     @model_validator(mode="after")
@@ -101,7 +99,7 @@ class DecisionOptions(Settings):
         """One of the two rules, not both."""
         if self.thresholds and self.prior_correction:
             raise ValueError(
-                "thresholds stand in place of prior_correction; leave one of the two out"
+                "thresholds and prior_correction cannot be combined; remove one of them"
             )
         return self
 
@@ -110,17 +108,17 @@ class FilterOptions(Settings):
     """Which behaviors may be predicted. Those that are left keep their order and probabilities."""
 
     among: Annotated[Labels, Field(min_length=1)] | None = Field(
-        None, description="only these behaviors"
+        None, description="predict only these behaviors"
     )
     exclude: Labels = Field((), description="none of these behaviors")
     exclude_seen: StrictBool = Field(
-        False, description="no behavior that the user's history holds already"
+        False, description="leave out behaviors that the user's history already contains"
     )
     per_group: Groups | None = Field(
         None,
         description=(
-            "label -> group: the top_k of each group, and no behavior of none; labels that the "
-            "model does not know are passed over"
+            "label -> group: the top_k within each group; behaviors without a group are "
+            "left out, labels unknown to the model are ignored"
         ),
     )
 
@@ -136,9 +134,7 @@ class PredictOptions(DecisionOptions, FilterOptions):
 class WhenOptions(Settings):
     """Of the time to the next event, and of what happens within a horizon."""
 
-    within: Span = Field(
-        "7d", description="the horizon, from the time of asking: 7d, '36 hours', '2 weeks'"
-    )
+    within: Span = Field("7d", description="horizon, starting now: 7d, '36 hours', '2 weeks'")
     top_k: Annotated[Whole, Field(ge=1)] = Field(
         5, description="behaviors for each user, the most probable first"
     )
@@ -148,7 +144,7 @@ class ExplainOptions(PredictOptions):
     """Of the reasons of the most probable next behavior."""
 
     last: Annotated[Whole, Field(ge=1, le=64)] = Field(
-        16, description="events of each user, the latest ones, that are left out in turn"
+        16, description="the latest events of each user, each of which is removed in turn"
     )
 
 
@@ -162,25 +158,23 @@ class DrawOptions(Settings):
     """Of futures, as far as a request over HTTP may choose them."""
 
     steps: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
-        50, description="events for each user; with `until`, at most"
+        50, description="events per user; with `until`, at most"
     )
-    samples: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
-        1, description="futures for each user"
-    )
+    samples: Annotated[Whole, Field(ge=1, le=100_000)] = Field(1, description="futures per user")
     temperature: Temperature = Field(
-        1.0, description="of behaviors, events and places; 0: the most probable"
+        1.0, description="sampling temperature of behaviors, events and places; 0 is greedy"
     )
     top_p: Annotated[Real, Field(ge=1e-6, le=1)] = Field(
-        1.0, description="draw from the smallest set of this probability"
+        1.0, description="nucleus sampling: the smallest set with this probability"
     )
     until: Annotated[str, Field(max_length=40)] | None = Field(
         None, description="stop this long after each user's last event, for example 2 days"
     )
     time: Policy = Field(
-        "auto", description="where time gaps come from; auto: the gap head, else observed"
+        "auto", description="source of time gaps; auto: the gap head, else observed"
     )
     place: Policy = Field(
-        "auto", description="where places come from; auto: the location head, else observed"
+        "auto", description="source of places; auto: the location head, else observed"
     )
     seed: Seed = Field(0, description="same seed, same futures")
 

@@ -23,20 +23,17 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
     """
     if endings and path.suffix not in endings:
         raise ConfigError(
-            f"{path}: cannot tell the format from {path.suffix!r}; end the name in "
-            f"{', '.join(endings)}."
+            f"{path}: unknown format {path.suffix!r}; use a name that ends in {', '.join(endings)}."
         )
 
     check_unicode(path)
     if path.is_symlink() and not path.exists():
-        raise ConfigError(
-            f"{path}: a link to {os.readlink(path)}, where nothing is; remove the link or mend it."
-        )
+        raise ConfigError(f"{path}: a broken link to {os.readlink(path)}; remove or repair it.")
 
     place = target(path)
     if not place.name:
         raise ConfigError(
-            f"{path}: the root of the disk cannot be written; name a file or folder in it."
+            f"{path}: the root directory cannot be replaced; name a file or folder in it."
         )
     _check_kind(path, place, kind)
 
@@ -45,7 +42,7 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise ConfigError(f"{there}: a file, where a folder must be; choose another name.")
+        raise ConfigError(f"{there}: a file, but a folder is needed; choose another name.")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -60,16 +57,12 @@ def _check_kind(path: Path, place: Path, kind: OutputKind) -> None:
         mode = place.stat().st_mode
         if kind == "file" and not stat.S_ISREG(mode):
             there = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise ConfigError(
-                f"{path}: {there}, where a file is to be written; choose another name."
-            )
+            raise ConfigError(f"{path}: {there}, but a file is to be written; choose another name.")
         if kind != "file" and not stat.S_ISDIR(mode):
             raise ConfigError(
-                f"{path}: a file, where a folder is to be written; choose another name."
+                f"{path}: a file, but a folder is to be written; choose another name."
             )
 
     # replacing a folder renames it, which a mount point does not allow
     if kind == "whole" and os.path.ismount(place):
-        raise ConfigError(
-            f"{path}: a disk's own folder, which cannot be replaced; name a folder in it."
-        )
+        raise ConfigError(f"{path}: a mount point, which cannot be replaced; name a folder in it.")

@@ -18,8 +18,7 @@ def local_path(path: str | Path) -> Path:
     text = os.fspath(path)
     if not text.strip():  # Path("") would be the current folder
         raise ConfigError(
-            "an empty path was given (is a variable not set?); name a file or folder, or . for "
-            "this one."
+            "empty path (is a variable not set?); name a file or folder, or . for the current one."
         )
 
     check_unicode(text)

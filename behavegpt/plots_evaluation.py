@@ -45,7 +45,7 @@ def recall_by_decile(metrics: Path, out: Path) -> Path:
 
         axes.set(
             title="Recall from frequent to rare behaviors",
-            xlabel="tenth of the behaviors by training count (1: most frequent, 10: rarest)",
+            xlabel="decile of the behaviors by training count (1: most frequent, 10: rarest)",
             ylabel="macro recall",
             xticks=range(1, 11),
         )
@@ -67,16 +67,18 @@ def calibration(metrics: Path, out: Path) -> Path:
     number = np.array([part["predictions"] for part in figures["bins"]], dtype=np.float64)
 
     with figure(out, (8, 4.2)) as (_, (axes,)):
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="as it should be")
+        axes.plot(
+            [0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="perfect calibration"
+        )
         axes.plot(said, came, color=BLUE, linewidth=1.4, zorder=2)
         # area by number: the eye compares areas
         size = 24 + 260 * number / number.max()
         axes.scatter(said, came, s=size, color=BLUE, alpha=0.75, zorder=3, label="predictions")
 
         axes.set(
-            title=f"Calibration (expected error {figures['ece']:.3f})",
-            xlabel="probability of the first behavior",
-            ylabel="share that came true",
+            title=f"Calibration (ECE {figures['ece']:.3f})",
+            xlabel="probability of the top prediction",
+            ylabel="share of correct predictions",
             xlim=(0, 1),
             ylim=(0, 1),
         )
@@ -118,7 +120,7 @@ def confusion(counts: Path, out: Path) -> Path:
         axes.set(
             xlabel="predicted",
             ylabel="true (events)",
-            title="Where predictions go (% of each true behavior)",
+            title="Confusion matrix (% of each true behavior)",
         )
         axes.title.set_horizontalalignment("left")
     return out
@@ -153,7 +155,7 @@ def per_behavior(table: Path, out: Path) -> Path:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set(
-            title="Recall of each behavior by its training count (lines: means)",
+            title="Recall by training count (lines: means)",
             xlabel="events of the behavior in training (log scale)",
             ylabel="recall",
         )

@@ -42,8 +42,8 @@ from behavegpt.user_embeddings import UserEmbeddings
 
 
 class Predictor(TrainedModel):
-    """A trained model that answers. The same user gets the same answer, whatever else is in the
-    call."""
+    """A trained model, ready to predict. The same user gets the same answer, whoever else is in
+    the call."""
 
     def predict(
         self,
@@ -60,14 +60,14 @@ class Predictor(TrainedModel):
 
         `events`: a pandas, polars or Arrow table or a mapping of columns with the training log's
         columns, a list of such rows, or files; a list of rows without the user column is one user's
-        history; or a state or a list of them, for which no history is read. `at`, `location`: the
-        time and the place that are asked about, of a model trained with `model.given`: one for all
-        users, or a mapping of user to value; of the time the weekday and the slot count.
-        `interrupt` is called between pieces of the work; what it raises stops it. `decision`:
-        prior_correction=tau > 0 lifts rare behaviors, logits - tau * log(training frequency);
-        thresholds=True takes the model's own instead, see decision.py; and filters: among=["news"],
-        exclude=[...], exclude_seen=True, per_group={"news": "reading"}, see filters.py. Raises
-        ConfigError and DataError.
+        history; or a state or a list of states, for which no history is read. `at`, `location`: the
+        time and place of the event to predict, for a model trained with `model.given`: one for all
+        users, or a mapping of user to value; only the weekday and the slot of the time matter.
+        `interrupt` is called between parts of the work; an exception from it stops the work.
+        `decision`: prior_correction=tau > 0 favors rare behaviors, logits - tau * log(training
+        frequency); thresholds=True uses the model's thresholds instead, see decision.py; and
+        filters: among=["news"], exclude=[...], exclude_seen=True, per_group={"news": "reading"},
+        see filters.py. Raises ConfigError and DataError.
         """
         # all options before the events are read, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
@@ -91,11 +91,12 @@ class Predictor(TrainedModel):
         interrupt: Callable[[], None] = lambda: None,
         **decision: Any,
     ) -> Explanations:
-        """Why each user's most probable next behavior: what the experts of the memory add to it,
-        where the model has one, and what it loses without each of the `last` events; explain.py.
+        """Explain each user's most probable next behavior: what the experts of the memory add to
+        it, if the model has one, and what it loses without each of the `last` events; see
+        explain.py.
 
-        Arguments as for `predict`, states excepted, which hold no history. Raises ConfigError and
-        DataError.
+        Arguments as for `predict`, except for states, which contain no history. Raises ConfigError
+        and DataError.
         """
         options = check_settings(ExplainOptions, {"last": last, **decision}, "explain")
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
@@ -136,8 +137,8 @@ class Predictor(TrainedModel):
         """The time to each user's next event, and the `top_k` behaviors most probable `within` a
         span, each with the probability of at least one such event.
 
-        `events` as for `predict`, states excepted. `now`: the time of asking, such as "2011-11-12
-        09:00", after which nothing is read; by default each user's last event. Raises ConfigError,
+        `events` as for `predict`, except for states. `now`: the current time, such as "2011-11-12
+        09:00"; later events are ignored. By default, each user's last event. Raises ConfigError,
         also for a model without timing.json, and DataError. Docs: docs/when.md.
         """
 
@@ -157,7 +158,7 @@ class Predictor(TrainedModel):
         )
 
     def shares(self, encoded: EncodedHistories) -> np.ndarray:
-        """Probability (U, K) of each class to be a user's next behavior, in the order of the
+        """Probability (U, K) of each class as a user's next behavior, in the order of the
         vocabulary."""
         found = np.zeros((len(encoded.users), self.tokenizer.behaviors.classes), np.float32)
         memory = self._asked(encoded)[1]
@@ -198,8 +199,8 @@ class Predictor(TrainedModel):
 
         `events` and `interrupt` as for `predict`, at least one event a user. `options`:
         GenerationSettings, such as samples=5, temperature=.9, top_p=.95, until="2 days", seed=1,
-        time="observed". `links`: what goes together, see generation/constraints.py; by default what
-        stands beside the model. Docs: docs/generation.md.
+        time="observed". `links`: valid combinations of labels, see generation/constraints.py; by
+        default those stored with the model. Docs: docs/generation.md.
         """
         # None stands for the default, as the command line and the service pass it
         chosen = {name: value for name, value in options.items() if value is not None}

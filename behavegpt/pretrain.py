@@ -53,13 +53,14 @@ class PretrainSettings(RunSettings):
         "a baseline instead, see docs/baselines.md",
     )
     language_model: PathText | None = Field(
-        None, description="GPT-2 folder (Hugging Face format): its blocks are the start"
+        None, description="GPT-2 folder (Hugging Face format) whose blocks initialize the model"
     )
 
     init: Literal["random", "universal"] = Field(
         "random",
         description=(
-            "the mixer's start, with model.memory: random, or the universal model's weights"
+            "initialization of the mixer, with model.memory: random, or the universal "
+            "model's weights"
         ),
     )
 
@@ -153,7 +154,7 @@ def build_model(settings: PretrainSettings, store: EventStore) -> BehaveGPTForBe
     if isinstance(config, BaselineConfig):
         if settings.language_model:
             raise ConfigError(
-                "language_model is a start for BehaveGPT; remove it, or model.architecture."
+                "language_model initializes a BehaveGPT; remove it, or remove model.architecture."
             )
         model: BehaveGPTForBehaviorPrediction = start_baseline(config, store)
     else:
@@ -192,7 +193,8 @@ def _start_universal(model: BehaveGPTForBehaviorPrediction) -> None:
     head = model.memory_head
     if head is None:
         raise ConfigError(
-            "init=universal starts the mixer of a memory; set model.memory=true, or remove it."
+            "init=universal initializes the mixer of a model with memory; set "
+            "model.memory=true, or remove it."
         )
 
     # not strict: the universal mixer has no network, whose weights stay as they are

@@ -14,7 +14,7 @@ import numpy as np
 from behavegpt.errors import DataError
 from behavegpt.figures import MODEL
 
-REMEDY = "evaluate the run again to write it anew"
+REMEDY = "evaluate the run again"
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
 
     missing = [key for key in needed if not isinstance(value, dict) or key not in value]
     if missing or not isinstance(value, dict):
-        raise DataError(f"{path}: is no object with {missing or 'keys'}; {REMEDY}.")
+        raise DataError(f"{path}: not an object with {missing or 'keys'}; {REMEDY}.")
     return value
 
 

@@ -32,7 +32,7 @@ def retire(model: str | Path, labels: Collection[object], out: Path) -> dict[str
     retired = sorted({*(trained.config.retired or ()), *named})
     known = tokenizer.behaviors.classes
     if len(retired) == known:
-        raise ConfigError(f"retire: no behavior of {known:,} would be left; retire fewer.")
+        raise ConfigError(f"retire: none of the {known:,} behaviors would be left; retire fewer.")
     trained.config.retired = retired
 
     def copy_beside(_: Any, place: Path) -> None:

@@ -22,7 +22,7 @@ class Shipped(NamedTuple):
 
     @property
     def card(self) -> Path:
-        """Data, licence, figures and limits."""
+        """Data, license, figures and limits."""
         return self.folder / CARD
 
     @property

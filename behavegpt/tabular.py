@@ -16,7 +16,8 @@ SHOWN_ROWS, SHOWN_VALUES = 10, 4  # of a table in a notebook, and of a list in a
 
 
 class Tabular:
-    """What has rows and columns: `to_table` says which, and every library gets them.
+    """A result with rows and columns: `to_table` defines them, and every table library can have
+    them.
 
     >>> class Ages(Tabular):
     ...     def to_table(self) -> pa.Table:

@@ -29,7 +29,7 @@ MISSING, ENTRY = "missing.npy", "entry.json"
 
 @dataclass(frozen=True, repr=False)
 class UserEmbeddings(Tabular):
-    """One vector for each user, in the order of `users`."""
+    """One vector per user, in the order of `users`."""
 
     users: pa.StringArray | np.ndarray  # (U,) labels, or the int64 ids of an entry
     vectors: np.ndarray  # (U, D) float32 or float16, possibly memory-mapped
@@ -130,8 +130,8 @@ def seal(folder: Path, written: int | None = None) -> Path:
     missing = open_array(folder / MISSING) if (folder / MISSING).exists() else None
     if written is not None and written != pairing_sum(ids, vectors):
         raise DataError(
-            f"{folder / EMBEDDINGS}: not what was written into it: rows are missing, or another "
-            "program wrote there too; run the export again."
+            f"{folder / EMBEDDINGS}: not the array that was written: rows are missing, or "
+            "another program wrote to it; run the export again."
         )
     write_json(folder / ENTRY, _entry(ids, vectors, missing))
     return folder

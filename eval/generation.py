@@ -30,6 +30,7 @@ from behavegpt.baselines import generators
 from behavegpt.baselines.approximate.diffuseq import DiffuSeqSettings, diffuseq
 from behavegpt.baselines.approximate.seqgan import SeqGANSettings, seqgan
 from behavegpt.baselines.approximate.upc_sdg import UPCSettings, upc_sdg
+from behavegpt.baselines.history_density import history_density
 from behavegpt.config import read_settings
 from behavegpt.data.loader import columns_of
 from behavegpt.data.store import TEST, TRAIN, EventStore, open_store
@@ -52,6 +53,7 @@ from behavegpt.trained_folder import load
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"
+DENSITY = "history density"  # of forecasts alone: it draws no sequences
 # trained on the spot, on as many events: name -> generator and its settings
 LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "seqgan": (seqgan, SeqGANSettings),
@@ -343,7 +345,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|" + "---|" * (2 + len(FIGURES)),
     ]
     # rows of the real futures and of the speed have no distances
-    for name in dict.fromkeys(row["generator"] for row in rows if "behavior_ks" in row):
+    judged = [row for row in rows if "behavior_ks" in row or "otd" in row]
+    for name in dict.fromkeys(row["generator"] for row in judged):
         group = [row for row in rows if row["generator"] == name]
         cells = []
         for figure in FIGURES:
@@ -359,6 +362,8 @@ def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterat
     known |= {"users": len(task.real), "steps": arguments.steps}
     # first, as every other row is read beside them
     yield Run({"generator": HALVES, "seed": 0}, partial(real_rows, store, task, known))
+
+    yield Run({"generator": DENSITY, "seed": 0}, partial(density_row, store, task, known))
 
     for seed in arguments.seeds:
         for name in arguments.generators:
@@ -376,6 +381,16 @@ def real_rows(store: EventStore, task: Task, known: Row) -> Iterator[Row]:
     figures = histograms(store, task.real) | {"distinct2": metrics.distinct(task.real), "seed": 0}
     yield {**known, "generator": REAL, **figures}
     yield {**known, "generator": HALVES, "seed": 0, **halves(task, store.behaviors.classes)}
+
+
+def density_row(store: EventStore, task: Task, known: Row) -> Iterator[Row]:
+    """The forecast by the users' own rates."""
+    past = task.histories
+    forecast = history_density(past.columns["behavior"] - FIRST, past.columns["time"], past.offsets)
+    # what is expected at all stands for what happens
+    figures = {"otd": horizon.otd(task.timeline, forecast, len(task.real))}
+    figures |= horizon.t_map(task.timeline, forecast, store.behaviors.classes)
+    yield {**known, "generator": DENSITY, "seed": 0, **figures}
 
 
 def rows_of(

@@ -89,7 +89,7 @@ def test_a_mistake_is_named_with_a_remedy(overrides, message):
         ("train: {lr: 1, lr: 2}", "written twice"),
         ("- a\n- b", "must be a mapping"),
         ("train: [", r"bad\.yaml, line 1, column 9: not valid YAML"),
-        ("base: 5", "base = 5: give a file's name"),
+        ("base: 5", "base = 5: must be a file name"),
         ("base: null", "base = None"),
         ("base: [1]", r"base = \[1\]"),
         ("base: [tiny.yaml, null]", "base = "),
@@ -127,7 +127,7 @@ def test_a_mistake_is_named_with_a_remedy(overrides, message):
         ("x: [" + "1, " * 30_000 + "1]", "written out"),
         ("x: " + "1" * 2_000_000, "characters; settings may have"),
         ("x: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("base: bad.yaml", "circle"),
+        ("base: bad.yaml", "circular"),
         ("base: nowhere.yaml", "no such configuration file"),
     ],
 )
@@ -187,7 +187,7 @@ def test_text_that_is_no_yaml_and_aliases_within_bounds_are_fine(tmp_path: Path)
 def test_a_chain_of_bases_ends(tmp_path: Path):
     for i in range(40):
         (tmp_path / f"{i}.yaml").write_text(f"base: {i + 1}.yaml\n")
-    with pytest.raises(ConfigError, match="a base of a base"):
+    with pytest.raises(ConfigError, match="each the `base:` of the next"):
         read_settings(PretrainSettings, tmp_path / "0.yaml", REQUIRED)
 
 

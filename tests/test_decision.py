@@ -228,7 +228,7 @@ def untrained() -> Predictor:
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a model without": (untrained, {"thresholds": True}, "behavegpt thresholds MODEL DATA"),
-    "both rules": (untrained, {"thresholds": True, "prior_correction": 1}, "leave one of the two"),
+    "both rules": (untrained, {"thresholds": True, "prior_correction": 1}, "cannot be combined"),
     "no truth value": (untrained, {"thresholds": "yes"}, "thresholds"),
     "the universal model": (universal, {"thresholds": True}, "validation split"),
 }
@@ -248,7 +248,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "share beyond 1": (["thresholds", "MODEL", "DATA", "--keep", "1.5"], "keep"),
     "both rules": (
         ["evaluate", "MODEL", "DATA", "--thresholds", "--prior-correction", "1"],
-        "leave one of the two",
+        "cannot be combined",
     ),
 }
 
@@ -280,11 +280,11 @@ def test_http_serves_the_same_rule(work: Path) -> None:
     expected = model.predict(rows, thresholds=True)
     behaviors = answer.json()["users"][0]["behaviors"]
     assert [b["behavior"] for b in behaviors] == expected.labels[0].tolist()
-    assert both.status_code == 422 and "leave one of the two" in both.text
+    assert both.status_code == 422 and "cannot be combined" in both.text
     bare = Predictor(model.model, model.tokenizer)
     with TestClient(make_app(bare, ServeSettings())) as client:
         refused = client.post("/v1/predict", json=asked)
-    assert refused.status_code == 422 and "this model has none" in refused.text
+    assert refused.status_code == 422 and "this model has no thresholds" in refused.text
 
 
 def test_a_graph_comes_with_the_models_thresholds(work: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "howto").glob("*.md")),
 ]
 PAGES = [page for page in PAGES if page.name != "log.md"]  # the log tells of files that went
 FILE = re.compile(r"(?<![\w/.-])(?:\.\./)?((?:[\w-]+/)+[\w.-]+\.(?:py|yaml|cfg|jsonl|md))\b")

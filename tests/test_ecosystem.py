@@ -282,7 +282,7 @@ def test_extras_are_installed_from_a_checkout() -> None:
     assert "pip install -e '.[onnx]'" in str(MissingExtraError("onnx", "onnx"))
     files = [
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("behavegpt/**/*.py"),
         *ROOT.glob("tests/**/*.py"),
     ]

@@ -81,6 +81,7 @@ def test_rows_table_and_figure(script, data, tmp_path, capsys):
         *(
             "real",
             "real, half against half",
+            "history density",
             "repeat_window",
             "user_by_hour",
             "markov",
@@ -125,7 +126,9 @@ def test_learned_generators_leave_rows_of_the_same_form(script, data, tmp_path):
         )
         == 0
     )
-    _, _, *rows = [json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    _, _, _, *rows = [
+        json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()
+    ]
     assert [(row["generator"], row["settings"]["events"]) for row in rows] == [
         *(("seqgan rounds=0", 300), ("diffuseq", 300), ("upc_sdg", 300)),
     ]

@@ -192,7 +192,7 @@ def test_the_command_line_reads_labels_and_groups_from_files(
     rows = asked("--per-group", str(groups), "--top-k", "1")
     assert [row["group"] for row in rows[:2]] == ["7", "a"] and len(rows) == 6
     assert list(rows[0]) == ["user", "group", "rank", "behavior", "probability"]
-    assert "no text file of labels" in asked("--among", f"@{tmp_path / 'none'}", code=2)
+    assert "not a text file of labels" in asked("--among", f"@{tmp_path / 'none'}", code=2)
     for text, words in {
         "a,b,c\n1,2,3\n": "3 columns (a, b, c)",
         "a,b\n10,x\n10,y\n": "in two groups, 'x' and 'y'",
@@ -212,7 +212,7 @@ def test_users_of_whom_nothing_is_left_are_said(
     command = ["predict", "universal", str(tmp_path / "log.csv"), "--user", "u", "--event", "e"]
     assert main([*command, "--time", "t", "--exclude-seen"]) == 0
     out, error = capsys.readouterr()
-    assert "leave nothing of 1 users" in error
+    assert "no behavior passes the filters for 1 users" in error
     assert [line.split()[:3] for line in out.splitlines()[-2:]] == [
         ["a", "1", "y"],
         ["b", "1", "x"],

@@ -80,7 +80,7 @@ def test_settings_go_to_their_owners(frame, tmp_path):
     [
         ({"evnt": "app"}, "event"),
         ({"train": {"stepz": 3}}, "steps"),
-        ({"steps": 3}, r"one of train: give train=\{'steps': \.\.\.\}"),
+        ({"steps": 3}, r"belongs to train: train=\{'steps': \.\.\.\}"),
         ({"config": "smal"}, "small"),
         ({"event": "ap"}, "app"),
         ({"model": {"embedding_sizes": 8}}, "embedding_size"),

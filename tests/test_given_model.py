@@ -165,9 +165,7 @@ def test_a_model_that_is_given_nothing_refuses_a_time(place: Path) -> None:
     settings = tiny_settings(place / "data", place / "plain", steps=2)
     predictor = load(pretrain(PretrainSettings.model_validate(settings)))
     assert predictor.given == ()
-    with pytest.raises(
-        ConfigError, match=r"given nothing .* `at` would change nothing; leave it out"
-    ):
+    with pytest.raises(ConfigError, match=r"given nothing .* `at` would change nothing; remove it"):
         predictor.predict(histories(open_store(place / "data")), at="2026-11-28 18:30")
 
 
@@ -357,4 +355,4 @@ def test_the_commands_take_a_time_and_a_place(
     assert "unknown labels: location: 3" in capsys.readouterr().err
     data = str(place / "data")
     assert main(["evaluate", str(run), data, "--given", "time"]) != 0
-    assert "fixed by model.given" in capsys.readouterr().err
+    assert "model.given was fixed" in capsys.readouterr().err

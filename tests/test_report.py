@@ -96,7 +96,7 @@ def test_the_page_says_what_was_run(page: str) -> None:
         "2026-01-02 03:06 UTC",
         "53,210 predictions",
         "the model reads at most the last 64 events",
-        "One run, one seed (3)",
+        "one run with one seed (3)",
         "What happened: Food",
         "behavegpt.load(",
         "batch_events: 8192",
@@ -138,17 +138,37 @@ def test_every_behavior_has_a_row_with_what_it_is_taken_for(run: Path, page: str
         assert row["few"] == (line["support"] < 20)
     taken_for = {row["behavior"]: row["taken_for"] for row in table["rows"]}
     assert taken_for[HOSTILE] == [["日本語 ラベル", 7]]
-    assert "taken for: 日本語 ラベル (7)" in page
+    assert "confused with: 日本語 ラベル (7)" in page
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "rows", "said"),
     [
-        (0.5, 0.4, 1000, "Overall it is ahead of the best other by 25% (50.0% against 40.0%"),
-        (0.3, 0.4, 1000, "Overall it is behind the best other by 25% (30.0% against 40.0%"),
-        (0.4, 0.4, 1000, "Overall it is level with the best other (40.0% against 40.0%, markov)."),
-        (0.401, 0.4, 1000, "less than 3.1 percentage points may be chance."),
-        (0.4, 0.0, None, "Overall it is ahead of the best other (40.0% against 0.0%, markov)."),
+        (
+            0.5,
+            0.4,
+            1000,
+            "Overall, it is ahead of the best of the others by 25% (50.0% against 40.0%",
+        ),
+        (
+            0.3,
+            0.4,
+            1000,
+            "Overall, it is behind the best of the others by 25% (30.0% against 40.0%",
+        ),
+        (
+            0.4,
+            0.4,
+            1000,
+            "Overall, it is level with the best of the others (40.0% against 40.0%, markov).",
+        ),
+        (0.401, 0.4, 1000, "less than 3.1 percentage points may be due to chance."),
+        (
+            0.4,
+            0.0,
+            None,
+            "Overall, it is ahead of the best of the others (40.0% against 0.0%, markov).",
+        ),
     ],
 )
 def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(
@@ -156,10 +176,8 @@ def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(
 ) -> None:
     models = {"behavegpt": {"rec_w": ours, "hr@3": 0.6}, "markov": {"rec_w": theirs, "hr@3": 0.5}}
     sentences = tables.verdict(models, rows)
-    assert sentences[0].startswith(
-        f"The model names the next behavior at its first try for {ours:.1%}"
-    )
-    assert sentences[0].endswith("among its first three for 60.0%.")
+    assert sentences[0].startswith(f"The top prediction is correct for {ours:.1%}")
+    assert sentences[0].endswith("among the top three for 60.0%.")
     assert any(said in sentence for sentence in sentences), sentences
     assert any("chance" in sentence for sentence in sentences) == (
         rows == 1000 and ours != 0.5 and ours != 0.3
@@ -170,7 +188,11 @@ def test_the_verdict_says_who_is_ahead_and_what_may_be_chance(
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (-0.012, 0.002, "interval over users of −1.2 to +0.2 percentage points: it may be chance."),
+        (
+            -0.012,
+            0.002,
+            "interval over users of −1.2 to +0.2 percentage points, so it may be due to chance.",
+        ),
         (0.001, 0.021, "interval over users of +0.1 to +2.1 percentage points."),
     ],
 )
@@ -205,10 +227,10 @@ def test_intervals_and_examples_by_behavior_are_on_the_page(tmp_path: Path) -> N
     text = report.write_report(run).read_text(encoding="utf-8")
     assert (
         "<small>0.401–0.439</small>" in text
-        and "behaviors. The small figures are 95 % intervals: all users drawn again, 400 times"
+        and "behaviors. The small numbers are 95 % intervals, bootstrapped over users (400 samples)"
         in text
     )
-    assert "right, for example: user u7 after tea; expected cup 61 %, tea 20 %" in text
+    assert "correct, for example: user u7 after tea; predicted cup 61 %, tea 20 %" in text
     assert "wrong, for example: user u8" in text
 
 
@@ -433,7 +455,10 @@ def test_the_verdict_is_as_sure_as_the_best_model_that_was_drawn_with_ours() -> 
     }
     spans = {name: {"rec_w": {"low": 0.06, "high": 0.14}} for name in ("hour", "markov")}
     sentences = tables.verdict(models, 1000, {"differences": spans})
-    assert sentences[1] == "Overall it is level with the best other (50.0% against 49.9%, added)."
+    assert (
+        sentences[1]
+        == "Overall, it is level with the best of the others (50.0% against 49.9%, added)."
+    )
     assert sentences[-1].startswith("The overall difference from markov has a 95 % interval")
     assert sentences[-1].endswith("+6.0 to +14.0 percentage points.")
 

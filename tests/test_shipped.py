@@ -35,6 +35,17 @@ def test_a_card_names_data_licence_figures_and_limits(name: str) -> None:
     assert SHIPPED[name].size < 5_000_000
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_has_the_metadata_of_the_hub(name: str) -> None:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data = ModelCard(CARDS[name]).data
+    assert isinstance(data, ModelCardData)
+    assert data.library_name == "behavegpt" and data.license in ("apache-2.0", "cc-by-4.0")
+    assert data.tags and all(isinstance(tag, str) for tag in data.tags)
+    assert not data.eval_results, "the Hub would want a whole model-index"
+
+
 def test_models_lists_them_and_prints_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == set(SHIPPED)
@@ -57,7 +68,7 @@ def test_the_demos_model_predicts_by_name(tmp_path: Path, capsys) -> None:
     best = {row["user"]: row["behavior"] for row in told if row["rank"] == 1}
     assert {row["user"]: row["behavior"] for row in found} == best
     assert main(["thresholds", "demo", str(tmp_path)]) == 2
-    assert "lies in the package" in capsys.readouterr().err
+    assert "is part of the package" in capsys.readouterr().err
 
 
 def test_an_own_folder_of_the_name_comes_first(tmp_path: Path, monkeypatch) -> None:

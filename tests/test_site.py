@@ -4,6 +4,7 @@ it)."""
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -39,7 +40,9 @@ def test_every_page_is_in_the_navigation(pages: ModuleType) -> None:
         "reference/settings.md",
         "reference/api.md",
     }
-    assert set(listed(NAV)) == made | {path.name for path in (ROOT / "docs").glob("*.md")}
+    docs = ROOT / "docs"
+    written = [*docs.glob("*.md"), *docs.glob("howto/*.md")]
+    assert set(listed(NAV)) == made | {path.relative_to(docs).as_posix() for path in written}
 
 
 def test_every_command_and_its_choices_are_in_the_reference(pages: ModuleType) -> None:
@@ -51,10 +54,12 @@ def test_every_command_and_its_choices_are_in_the_reference(pages: ModuleType) -
 def test_settings_have_a_type_a_default_and_a_description(pages: ModuleType) -> None:
     text = pages.settings()
     assert "| `train.lr` | float | " in text
-    assert "| `out` | str | required | run folder; made if absent |" in text
+    assert "| `out` | str | required | run folder; created if absent |" in text
     assert "`cosine`, `linear`, `constant`" in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert all(line.replace("\\|", "").count("|") == 5 for line in rows)
+    assert not re.search(r"Annotated|Optional|FieldInfo|0x|\btyping\b", text)
+    assert "| `language_model` | str \\| null |" in text
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,25 @@ def _link(package: importlib.metadata.Distribution, folder: Path) -> None:
             place.symlink_to(Path(str(package.locate_file(top))).resolve())
 
 
+# asks a service of the fresh environment, and stops it
+SERVED = """
+import json, signal, subprocess, sys, urllib.request
+command = [sys.executable, "-m", "behavegpt", "serve", "run/model", "--port", "0"]
+with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+    url = next(line for line in service.stderr if "is serving" in line).split()[0]
+    page = urllib.request.urlopen(f"{url}/").read().decode()
+    columns = json.load(urllib.request.urlopen(f"{url}/v1/model"))["columns"]
+    event = {"timestamp": "2011-11-01 10:00", "event": "22423", "family": "bag", "line": 1}
+    body = {"users": [{"id": "7", "events": [event | {"location": "France"}]}], "top_k": 2}
+    request = urllib.request.Request(f"{url}/v1/predict", json.dumps(body).encode())
+    request.add_header("content-type", "application/json")
+    answer = json.load(urllib.request.urlopen(request))
+    service.send_signal(signal.SIGTERM)
+assert "<html" in page and columns, columns
+print(len(answer["users"][0]["behaviors"]), service.returncode)
+"""
+
+
 def test_the_archives_are_complete(archive: Path, wheel: Path) -> None:
     names = {name.removeprefix("behavegpt/") for name in zipfile.ZipFile(wheel).namelist()}
     assert set(SHIPPED) <= names
@@ -159,8 +178,7 @@ def test_the_archives_are_complete(archive: Path, wheel: Path) -> None:
 def test_the_wheel_works_far_from_the_checkout(
     fresh: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """demo, predict, report, a run from a shipped configuration, the universal model, and the
-    service's imports."""
+    """demo, train from a shipped configuration, predict, report, the universal model, serve."""
     where = fresh("-c", "import behavegpt; print(behavegpt.__file__)").stdout
     assert str(ROOT) not in where
     log = (
@@ -185,6 +203,7 @@ def test_the_wheel_works_far_from_the_checkout(
         "import behavegpt.serving.app, behavegpt.adapt.peft, behavegpt.scaling.search, "
         "scipy.stats, peft, uvicorn",
     )
+    assert fresh("-c", SERVED).stdout.split()[0] == "2"
     folder = Path(fresh("-c", "import os; print(os.getcwd())").stdout.strip())
     assert (folder / "run" / "report.html").is_file() and (
         folder / "demo" / "report.html"

@@ -226,18 +226,21 @@ def test_bad_options_are_refused(case: str, model: Predictor, few: pa.Table) -> 
 
 
 COMMANDS = {
-    "no --when": (["predict", "demo", "LOG", "--within", "7d"], "options of --when"),
+    "no --when": (["predict", "demo", "LOG", "--within", "7d"], "need --when"),
     "not learned": (["predict", "demo", "LOG", "--when"], "behavegpt when MODEL DATA"),
-    "both rules": (["predict", "demo", "LOG", "--when", "--thresholds"], "no meaning"),
-    "no log": (["predict", "demo", "--when"], "name the files"),
+    "both rules": (["predict", "demo", "LOG", "--when", "--thresholds"], "cannot be combined"),
+    "no log": (["predict", "demo", "--when"], "add the log files"),
     "before the end": (
         ["predict", "universal", "LOG", "--when", "--now", "2011-11-01"],
         "before the end of the counted log .2011-12-09",
     ),
     "no event head": (["predict", "demo", "LOG", "--next", "3"], "has no event head"),
-    "next and rule": (["predict", "demo", "LOG", "--next", "3", "--thresholds"], "no meaning"),
+    "next and rule": (
+        ["predict", "demo", "LOG", "--next", "3", "--thresholds"],
+        "cannot be combined",
+    ),
     "no next": (["predict", "demo", "LOG", "--next", "0"], "steps"),
-    "in the package": (["when", "demo", "data"], "lies in the package"),
+    "in the package": (["when", "demo", "data"], "is part of the package"),
     "no training": (["when", "universal", "data"], "predict universal LOG --when"),
     "no horizon": (["when", "demo", "data", "--within", "-1d"], "within"),
 }

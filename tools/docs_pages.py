@@ -12,6 +12,7 @@ import argparse
 import importlib
 import posixpath
 import re
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,15 +150,19 @@ def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _type(annotation: Any) -> str:
-    """A type as users write its values: choices in full."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in typing.get_args(annotation))
+    """A type as users write its values: choices in full, without validators and module paths."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    if origin is typing.Annotated:
+        return _type(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_type, inner))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_type, inner))}]"
 
-    is_plain = isinstance(annotation, type) and not typing.get_args(annotation)
-    text = annotation.__name__ if is_plain else str(annotation)
-    # module paths mean nothing to users, and YAML says null
-    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text)
-    return text.replace("NoneType", "null").replace("None", "null")
+    names = {type(None): "null", Ellipsis: "..."}  # as YAML writes them
+    return names.get(annotation) or getattr(annotation, "__name__", str(annotation))
 
 
 def _default(field: FieldInfo) -> str:
@@ -168,7 +173,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _first(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+    """The first paragraph of a class's docstring."""
+    return " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
 
 
 def api() -> str:

@@ -18,7 +18,7 @@ from behavegpt.shipped import CARD, SHIPPED
 
 LIMIT = 5_000_000  # bytes that a model may add to the wheel
 FRONT = "---\nlicense: cc-by-4.0\ndatasets: [online-retail]\n"
-LICENSE = """## Source and licence
+LICENSE = """## Source and license
 
 Trained on purchases at a British online gift shop, 1 December 2010 to 9 December 2011: Daqing
 Chen, *Online Retail*, UCI Machine Learning Repository, 2015, DOI 10.24432/C5BW33, [CC BY

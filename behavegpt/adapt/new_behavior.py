@@ -45,9 +45,9 @@ def refuse_nothing_new(old: EventTokenizer, new: EventTokenizer) -> None:
     """Raise ConfigError if the data hold no behavior that the base does not know."""
     if new.behaviors.classes == old.behaviors.classes:
         raise ConfigError(
-            f"no new behavior: the base knows all {old.behaviors.classes:,} behaviors of the data "
-            "already. Use mode=full to train it further on these data, or check the data's "
-            "behavior column."
+            f"no new behavior: the base already knows all {old.behaviors.classes:,} "
+            "behaviors of the data. Use mode=full to train it further on these data, or "
+            "check the behavior column."
         )
 
 
@@ -59,15 +59,15 @@ def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) ->
     for name in names:
         if name in known_labels:
             raise ConfigError(
-                f"adapt.new: the base knows the behavior {name!r} already; leave it out, or use "
-                "mode=full to train it further."
+                f"adapt.new: the base already knows the behavior {name!r}; remove it, or "
+                "use mode=full to train it further."
             )
 
         if not counts.get(name):
             raise DataError(
-                f"adapt.new: {store.path} holds no training event of the behavior {name!r}; give "
-                "logs with examples of it, or check its spelling (the data's behaviors: "
-                f"{', '.join(list(counts)[:5])}, …)."
+                f"adapt.new: {store.path} contains no training event of the behavior "
+                f"{name!r}; add logs with examples of it, or check its spelling (the "
+                f"data's behaviors: {', '.join(list(counts)[:5])}, …)."
             )
 
 

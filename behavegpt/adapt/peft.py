@@ -129,8 +129,8 @@ def open_adapter(
     model, tokenizer = open_model(path)
     if weights_hash(path) != weights:
         raise CheckpointError(
-            f"{folder}: the adapter was trained on the weights of {recorded}, and those in {path} "
-            "are others; give the base it belongs to, or fine-tune that base anew."
+            f"{folder}: the adapter was trained on the weights of {recorded}, but {path} "
+            "has other weights; use the base it belongs to, or fine-tune again."
         )
 
     try:

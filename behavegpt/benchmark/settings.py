@@ -45,21 +45,21 @@ class Tuning(Settings):
         default_factory=dict, description="dotted setting -> values; all combinations"
     )
     select: Literal["rec_w", "rec_m", "ndcg@3"] = Field(
-        "ndcg@3", description="validation figure of the best point"
+        "ndcg@3", description="validation metric that selects the best point"
     )
-    seed: int = Field(0, ge=0, description="the seed that the points are compared with")
+    seed: int = Field(0, ge=0, description="seed used to compare the points")
 
 
 class BenchmarkSettings(Settings):
     """What `behavegpt benchmark` runs."""
 
-    out: PathText = Field(description="folder of rows, runs and tables; made if absent")
+    out: PathText = Field(description="folder for rows, runs and tables; created if absent")
     tables: PathText | None = Field(
         None, description="folder of tables, figures and a copy of the rows; null: out"
     )
     data: dict[str, DataEntry] = Field(min_length=1, description="logs by name")
     models: dict[str, ModelEntry] = Field(min_length=1, description="models by name")
-    counts: bool = Field(True, description="also the count baselines")
+    counts: bool = Field(True, description="also evaluate the count baselines")
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     tuning: Tuning = Field(default_factory=Tuning)
     train: dict[str, Any] = Field(
@@ -75,14 +75,16 @@ class BenchmarkSettings(Settings):
     def _known_names(self) -> BenchmarkSettings:
         for name, entry in self.models.items():
             if entry.base is not None and (entry.base == name or entry.base not in self.models):
-                raise ValueError(f"models.{name}.base = {entry.base!r} is no other entry of models")
+                raise ValueError(
+                    f"models.{name}.base = {entry.base!r} is not another entry of models"
+                )
             if entry.base is not None and self.models[entry.base].base is not None:
                 raise ValueError(
-                    f"models.{name}.base = {entry.base!r} has a base itself; give one without"
+                    f"models.{name}.base = {entry.base!r} has a base itself; choose one without"
                 )
 
         if self.versus is not None and self.versus not in self.models:
-            raise ValueError(f"versus = {self.versus!r} is no entry of models")
+            raise ValueError(f"versus = {self.versus!r} is not an entry of models")
         return self
 
     def points(self) -> list[Point]:

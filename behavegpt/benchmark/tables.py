@@ -63,8 +63,8 @@ def write_tables(settings: BenchmarkSettings) -> Path:
 
     if not parts:
         raise DataError(
-            f"{settings.out}: no finished row of these settings; run `behavegpt benchmark` "
-            "without --table first."
+            f"{settings.out}: no finished runs with these settings; run `behavegpt "
+            "benchmark` without --table first."
         )
 
     if settings.tables is not None:

@@ -121,7 +121,7 @@ def evaluate(
 def seeds_from(count: int) -> list[int]:
     """The organizers' seed, then 1, 2, ...; raises ConfigError for less than one."""
     if count < 1:
-        raise ConfigError(f"{count} seeds: at least one is needed.")
+        raise ConfigError(f"{count} seeds: must be at least 1.")
     return [SEED, *range(1, count)]
 
 

@@ -129,7 +129,7 @@ def _check_options(strict_in_place: bool, threads: int | None) -> None:
             "FOLDER."
         )
     if threads is not None and threads < 1:
-        raise ConfigError(f"--threads {threads}: write 1 or more.")
+        raise ConfigError(f"--threads {threads}: must be at least 1.")
 
 
 def _boundaries(con: duckdb.DuckDBPyConnection, directory: ChallengeDirectory) -> Boundaries:

@@ -68,13 +68,10 @@ def task_named(name: str) -> Task:
     """A task by name; raises ConfigError with the known names."""
     if name in HIDDEN_NAMES:
         meant = HIDDEN_NAMES[name]
-        raise ConfigError(
-            f"{name!r} is no task of the challenge but the organizers' name of {meant!r}; name it "
-            "so."
-        )
+        raise ConfigError(f"{name!r} is the organizers' name of the task {meant!r}; use {meant!r}.")
 
     if name not in TASKS:
-        raise ConfigError(f"{name!r} is no task of the challenge. {closest(name, list(TASKS))}")
+        raise ConfigError(f"{name!r} is not a task of the challenge. {closest(name, list(TASKS))}")
     return TASKS[name]
 
 

@@ -161,8 +161,10 @@ def _parser() -> Parser:
     parser = Parser(
         prog="behavegpt",
         description="Foundation models of user behavior, from event logs.",
-        epilog="exit codes: 0 done; 1 a failed check, or a bug; 2 a mistake in the input, or a "
-        "disk that cannot be written; 130 stopped by Ctrl-C; 143 by SIGTERM",
+        epilog=(
+            "exit codes: 0 success; 1 a failed check, or a bug; 2 invalid input, or an "
+            "output that cannot be written; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"
+        ),
     )
 
     parser.add_argument("--version", action="version", version=f"behavegpt {behavegpt.__version__}")
@@ -190,5 +192,5 @@ def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
         child.add_argument(
             "--json", action="store_true", help="print the result as JSON on standard output"
         )
-        child.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        child.add_argument("--debug", action="store_true", help="show tracebacks of errors")
         child.set_defaults(carry_out=command.run, command=child.prog, outputs=command.outputs)

@@ -10,7 +10,7 @@ from behavegpt.cli.command import Arguments, Command, Parser, show
 
 def _arguments(parser: Parser) -> None:
     parser.add_argument(
-        "config", help="YAML file, or a shipped one by its name, such as benchmark/small"
+        "config", help="YAML file, or the name of a shipped one, such as benchmark/small"
     )
     parser.add_argument(
         "overrides",
@@ -18,10 +18,10 @@ def _arguments(parser: Parser) -> None:
         help="settings, for example data.mine.path=DIR out=FOLDER seeds=[0,1]",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="list what would run now; train nothing"
+        "--dry-run", action="store_true", help="list the runs that would start; train nothing"
     )
     parser.add_argument(
-        "--table", action="store_true", help="only write tables and figures of the rows so far"
+        "--table", action="store_true", help="only write tables and figures from finished runs"
     )
 
 
@@ -58,12 +58,12 @@ def _benchmark(arguments: Arguments) -> Any:
 COMMANDS: dict[str, Command] = {
     "benchmark": Command(
         "train and compare many models on many logs: same data, budget and tuning, several seeds",
-        "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine "
+        "  behavegpt benchmark benchmark/small data.mine.path=data/mine "
         "out=runs/benchmark --dry-run\n"
-        "  behavegpt benchmark configs/benchmark/small.yaml data.mine.path=data/mine "
+        "  behavegpt benchmark benchmark/small data.mine.path=data/mine "
         "out=runs/benchmark\n"
-        "  behavegpt benchmark CONFIG out=runs/benchmark --table          # from the rows there "
-        "are",
+        "  behavegpt benchmark CONFIG out=runs/benchmark --table          # from "
+        "finished runs",
         _arguments,
         _benchmark,
     ),

@@ -65,14 +65,20 @@ def _evaluate_arguments(parser: Parser) -> None:
         "--data", type=Path, required=True, help="the challenge's data directory, after the split"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for NAME.json and the single runs (NAME/)"
+        "--out", type=Path, required=True, help="folder for NAME.json and the runs (NAME/)"
     )
-    parser.add_argument("--name", help="of the entry in results (default: its folder's name)")
+    parser.add_argument("--name", help="name of the entry (default: name of its folder)")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="default: the three open tasks; all: also hidden"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="tasks to evaluate (default: the three open ones; all: the hidden ones too)",
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, help="how many; the first is the organizers' (default 1)"
+        "--seeds",
+        type=int,
+        default=1,
+        help="number of seeds; the first is the organizers' (default 1)",
     )
     parser.add_argument(
         "--devices",
@@ -89,7 +95,7 @@ def _evaluate_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tf32",
         action="store_true",
-        help="faster products on a GPU; moves scores in the third digit",
+        help="faster matrix products on a GPU; changes scores in the third digit",
     )
 
 
@@ -133,8 +139,8 @@ def _evaluate(arguments: Arguments) -> Any:
 
     if arguments.seeds == 1:
         say(
-            "one seed says little: on 10,000 clients scores of the same vectors differ by .02; "
-            "take --seeds 3 or more"
+            "one seed says little: on 10,000 clients, scores of the same vectors differ "
+            "by .02; use --seeds 3 or more"
         )
 
     return result

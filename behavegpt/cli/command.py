@@ -37,7 +37,8 @@ def _path(text: str) -> Path:
 def encoding_argument(parser: Parser) -> None:
     """The option `--encoding` of commands that read logs; `named_logs` reads it."""
     parser.add_argument(
-        "--encoding", help="of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ..."
+        "--encoding",
+        help="encoding of CSV and JSON logs that are not UTF-8: latin-1, cp1252, utf-16 ...",
     )
 
 

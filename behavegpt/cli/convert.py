@@ -19,19 +19,22 @@ def _convert_arguments(parser: Parser) -> None:
         "source",
         type=Path,
         nargs="+",
-        help="the downloaded file or folder; for git, local clones; for web_log, access logs",
+        help="downloaded file or folder; for git: local clones; for web_log: access logs",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="parquet file to write; its schema goes beside it"
+        "--out", type=Path, required=True, help="parquet file to write, and its schema beside it"
     )
     parser.add_argument(
-        "--clock", type=float, metavar="DAYS", help="add an event `tick` every DAYS days, and gaps"
+        "--clock",
+        type=float,
+        metavar="DAYS",
+        help="insert an event `tick` every DAYS days, and a column with the gaps",
     )
     parser.add_argument(
         "--salt",
         help=(
-            "git, web_log: hash users with this secret, so that logs made with it share them "
-            "(default: a random one)"
+            "git, web_log: secret for hashing users; the same secret gives the same "
+            "hashes (default: random)"
         ),
     )
 
@@ -40,7 +43,7 @@ def _convert(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
 
     if arguments.clock is not None and not 0 < arguments.clock < float("inf"):
-        raise ConfigError(f"--clock {arguments.clock}: give days above 0, for example 7.")
+        raise ConfigError(f"--clock {arguments.clock}: must be a number of days above 0.")
 
     split = ""
     # imported by name: each reader pulls in libraries of its own
@@ -64,8 +67,7 @@ def _convert(arguments: Arguments) -> Any:
             )
         if len(arguments.source) > 1:
             raise ConfigError(
-                f"{arguments.name} is made from one download, not {len(arguments.source)}; give "
-                "one."
+                f"{arguments.name} converts one download, not {len(arguments.source)}; name one."
             )
 
         # published logs are tables that need no program of their own
@@ -84,9 +86,11 @@ def _convert(arguments: Arguments) -> Any:
 
 def _synthesize_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write")
-    parser.add_argument("--events", type=int, default=1_000_000, help="about how many events")
-    parser.add_argument("--users", type=int, help="users (default: events / 30)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--events", type=int, default=1_000_000, help="approximate number of events (default 1e6)"
+    )
+    parser.add_argument("--users", type=int, help="number of users (default: events / 30)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
 
 
 def _synthesize(arguments: Arguments) -> Any:

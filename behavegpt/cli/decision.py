@@ -13,28 +13,32 @@ FIGURES = ("rec_w", "rec_m", "f1_w", "f1_m")
 def decision_arguments(parser: Parser) -> None:
     """`--prior-correction` and `--thresholds`."""
     parser.add_argument(
-        "--prior-correction", type=float, default=0.0, help="subtract TAU * log(training frequency)"
+        "--prior-correction",
+        type=float,
+        default=0.0,
+        metavar="TAU",
+        help="subtract TAU * log(training frequency) from the logits, to favor rare behaviors",
     )
     parser.add_argument(
         "--thresholds",
         action="store_true",
-        help="subtract the model's own thresholds instead; `behavegpt thresholds` learns them",
+        help="subtract the thresholds that `behavegpt thresholds` has learned instead",
     )
 
 
 def _thresholds_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder, which gets thresholds.json")
-    parser.add_argument("data", type=Path, help="prepared folder, of which validation is read")
+    parser.add_argument("model", type=Path, help="model folder; thresholds.json is written into it")
+    parser.add_argument("data", type=Path, help="prepared folder; its validation split is used")
     parser.add_argument(
-        "--objective", help="rec_m, macro recall (the default), or f1_m, macro F1: what is lifted"
+        "--objective", help="what to maximize: rec_m (macro recall, the default) or f1_m (macro F1)"
     )
     parser.add_argument(
-        "--keep", type=float, help="least share of weighted recall that must stay (default .99)"
+        "--keep", type=float, help="share of the weighted recall to preserve (default .99)"
     )
     parser.add_argument(
         "--min-targets",
         type=int,
-        help="validation targets below which a class shares its move with others (default 20)",
+        help="classes with fewer validation targets share one threshold (default 20)",
     )
 
 
@@ -57,8 +61,8 @@ def _thresholds(arguments: Arguments) -> Any:
         raise ConfigError(NO_THRESHOLDS)
     if shipped_folder(arguments.model):
         raise ConfigError(
-            f"{arguments.model} lies in the package, where nothing is written; copy its folder "
-            "(`behavegpt models` names it) and learn thresholds there."
+            f"{arguments.model} is part of the package, which is read-only; copy its "
+            "folder (see `behavegpt models`) and run this on the copy."
         )
     folder = model_folder(arguments.model)
     predictor = load(folder)
@@ -70,7 +74,7 @@ def _thresholds(arguments: Arguments) -> Any:
 
     facts = thresholds.facts
     if facts["weight"] is None:
-        say("no thresholds did better on the half of the users they were not learned on: all are 0")
+        say("no thresholds helped on the users that they were not learned on, so all are 0")
 
     rows = []
     for name, figures in facts["validation"].items():
@@ -90,7 +94,7 @@ def _thresholds(arguments: Arguments) -> Any:
 
 COMMANDS: dict[str, Command] = {
     "thresholds": Command(
-        "learn thresholds of the classes on the validation split, to lift macro recall or macro F1",
+        "learn per-class thresholds on the validation split, to raise macro recall or macro F1",
         "  behavegpt thresholds runs/mine/model data/mine\n"
         "  behavegpt thresholds runs/mine/model data/mine --objective f1_m --keep 1\n"
         "  behavegpt evaluate runs/mine/model data/mine --thresholds",

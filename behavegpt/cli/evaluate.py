@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,26 @@ def _evaluate_arguments(parser: Parser) -> None:
         "--out",
         type=Path,
         help=(
-            "metrics file; more results go beside it (default: eval/metrics.json beside the model "
-            "folder)"
+            "metrics file; more results are written next to it (default: "
+            "eval/metrics.json next to the model folder)"
         ),
     )
     parser.add_argument(
-        "--split", choices=("valid", "test"), default="test", help="which events to predict"
+        "--split",
+        choices=("valid", "test"),
+        default="test",
+        help="which events to predict (default test)",
     )
     parser.add_argument(
-        "--baselines", action="store_true", help="also the count baselines, on the same rows"
+        "--baselines",
+        action="store_true",
+        help="also evaluate the count baselines, on the same rows",
     )
     decision_arguments(parser)
-    given_argument(parser, "of `universal`: what is known of the event that is predicted")
+    given_argument(parser, "universal only: what is known about the event to predict")
 
 
 def _evaluate(arguments: Arguments) -> Any:
-    from contextlib import nullcontext
-
     import torch
     from accelerate import PartialState
 
@@ -55,7 +59,7 @@ def _evaluate(arguments: Arguments) -> Any:
         return _evaluate_universal(arguments)
     if arguments.given:
         raise ConfigError(
-            "--given is for `universal`; what a trained model is given was fixed by model.given."
+            "--given is for `universal`; for a trained model, model.given was fixed in training."
         )
 
     out = arguments.out or _metrics_file(arguments)
@@ -83,7 +87,7 @@ def _evaluate(arguments: Arguments) -> Any:
 
     show(arguments, *metrics_table(result))
     beside = "per_behavior.csv, confusion.json, examples.json"
-    print(f"written: {out}; beside it {beside}", file=sys.stderr)
+    print(f"written: {out}, and next to it {beside}", file=sys.stderr)
     return result
 
 
@@ -110,8 +114,8 @@ def _evaluate_universal(arguments: Arguments) -> Any:
 
     if arguments.prior_correction or arguments.thresholds:
         raise ConfigError(
-            "--prior-correction and --thresholds are for trained models; leave them out with "
-            "`universal`."
+            "--prior-correction and --thresholds are for trained models; remove them "
+            "with `universal`."
         )
 
     given = in_order(arguments.given or ())
@@ -139,7 +143,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
 
 COMMANDS: dict[str, Command] = {
     "evaluate": Command(
-        "score a model on held-out events, beside simple baselines",
+        "evaluate a model on held-out events, next to simple baselines",
         "  behavegpt evaluate runs/mine/model data/mine --baselines\n"
         "  behavegpt evaluate runs/mine/model data/mine --out metrics.json --prior-correction 0.25",
         _evaluate_arguments,

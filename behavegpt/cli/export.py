@@ -12,27 +12,37 @@ from behavegpt.cli.models import load_trained, log_arguments
 def _export_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument(
-        "events", nargs="+", help="prepared folder, or files with the training log's columns"
+        "events", nargs="+", help="prepared folder, or log files with the training log's columns"
     )
     parser.add_argument(
-        "out", type=Path, help="folder to write: client_ids.npy, embeddings.npy, export.json"
+        "out", type=Path, help="output folder: client_ids.npy, embeddings.npy, export.json"
     )
     parser.add_argument(
-        "--pool", metavar="PART+PART", help="parts of a vector (default last+mean), see below"
-    )
-    parser.add_argument("--half-life", type=float, help="days, for the decayed parts (default 7)")
-    parser.add_argument("--scale", choices=("standard", "unit", "none"), help="default: standard")
-    parser.add_argument(
-        "--clients", type=Path, metavar="NPY", help="whose vectors, in which order (default: all)"
+        "--pool", metavar="PART+PART", help="parts of the vectors, see below (default last+mean)"
     )
     parser.add_argument(
-        "--fill", choices=("mean", "zeros", "empty-history"), help="clients without events"
+        "--half-life", type=float, help="half-life of the decayed parts in days (default 7)"
     )
-    parser.add_argument("--dtype", choices=("float16", "float32"), help="default: float16")
+    parser.add_argument(
+        "--scale",
+        choices=("standard", "unit", "none"),
+        help="scaling of the vectors (default standard)",
+    )
+    parser.add_argument(
+        "--clients", type=Path, metavar="NPY", help="client ids to export, in order (default: all)"
+    )
+    parser.add_argument(
+        "--fill",
+        choices=("mean", "zeros", "empty-history"),
+        help="vector for clients without events",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), help="number format (default float16)"
+    )
     parser.add_argument(
         "--block-users",
         type=int,
-        help="users at a time, kept when the run is killed (default 8192)",
+        help="users per block; finished blocks survive a kill (default 8192)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     log_arguments(parser)
@@ -92,17 +102,19 @@ def _export(arguments: Arguments) -> Any:
 
 COMMANDS: dict[str, Command] = {
     "export": Command(
-        "user vectors for millions of users, as an entry to the RecSys Challenge 2025 (also under "
-        "accelerate launch)",
+        "write vectors of millions of users, in the format of the RecSys Challenge 2025 "
+        "(also under accelerate launch)",
         "  behavegpt export runs/mine/model data/mine vectors\n"
-        "  behavegpt export runs/mine/model data/mine entry --clients input/relevant_clients.npy "
-        "--pool mean+decayed\n"
-        "  accelerate launch -m behavegpt.cli export runs/mine/model new_logs.parquet vectors\n"
-        "parts: last, mean, decayed: hidden states at the last event, averaged, averaged with "
-        "--half-life;\n"
-        "bag, recent_bag: averages of the embedded events; behaviors: log-probabilities of the "
-        "next behavior.\n"
-        "A run that was killed goes on where it was when it is started again.",
+        "  behavegpt export runs/mine/model data/mine entry --clients "
+        "input/relevant_clients.npy --pool mean+decayed\n"
+        "  accelerate launch -m behavegpt.cli export runs/mine/model new_logs.parquet "
+        "vectors\n"
+        "\n"
+        "parts: last: the hidden state at the last event; mean: its mean over events; "
+        "decayed: a mean that decays\n"
+        "with --half-life; bag, recent_bag: means of event embeddings; behaviors: "
+        "log-probabilities of the next\n"
+        "behavior. Run an interrupted command again to continue it.",
         _export_arguments,
         _export,
         {"out": Output("whole")},

@@ -17,25 +17,28 @@ def filter_arguments(parser: Parser) -> None:
     """`--among`, `--exclude`, `--exclude-seen` and `--per-group`."""
     group = parser.add_argument_group(
         "filters",
-        "Behaviors that are left keep their order and their probability among all behaviors.",
+        "Filters do not change the order or the probabilities of the remaining behaviors.",
     )
-    for name, what in (("among", "only these behaviors"), ("exclude", "none of these behaviors")):
+    for name, what in (
+        ("among", "predict only these behaviors"),
+        ("exclude", "never predict these behaviors"),
+    ):
         group.add_argument(
             f"--{name}",
             nargs="+",
             metavar="LABEL",
-            help=f"{what}; @FILE reads labels from a text file, one a line",
+            help=f"{what}; @FILE reads labels from a text file, one per line",
         )
     group.add_argument(
         "--exclude-seen",
         action="store_true",
-        help="of each user, none of the behaviors that the history holds already",
+        help="leave out behaviors that the user's history already contains",
     )
     group.add_argument(
         "--per-group",
         type=Path,
         metavar="FILE",
-        help=f"the top-k of each group: a CSV or parquet file with {GROUP_COLUMNS}",
+        help=f"top k within each group; FILE is a CSV or parquet file with {GROUP_COLUMNS}",
     )
 
 
@@ -62,7 +65,7 @@ def read_labels(texts: Sequence[str]) -> list[str]:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{path}: no text file of labels ({error}); write one label a line, in UTF-8."
+                f"{path}: not a text file of labels ({error}); write one label per line, in UTF-8."
             ) from None
         labels += [line for line in lines if line.strip()]
     return labels
@@ -84,7 +87,7 @@ def read_groups(path: Path) -> dict[str, str]:
         columns = [column.cast(pa.string()).to_pylist() for column in table.columns]
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{path}: no table of groups ({error}); write a CSV or parquet file with "
+            f"{path}: not a table of groups ({error}); write a CSV or parquet file with "
             f"{GROUP_COLUMNS}."
         ) from None
 
@@ -99,7 +102,7 @@ def read_groups(path: Path) -> dict[str, str]:
             continue  # a behavior without a group is in none
         if groups.setdefault(label, group) != group:
             raise DataError(
-                f"{path}: the label {label!r} is in two groups, {groups[label]!r} and {group!r}; "
-                "give each label one."
+                f"{path}: the label {label!r} is in two groups, {groups[label]!r} and "
+                f"{group!r}; assign it to one."
             )
     return groups

@@ -15,45 +15,50 @@ if TYPE_CHECKING:
 
 def _generate_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: tables from these logs"
+        "model", type=Path, help="model folder; or `universal`, which counts these logs"
     )
     parser.add_argument(
-        "logs", nargs="*", help="each user's history: files with the training log's columns"
+        "logs", nargs="*", help="user histories: log files with the columns of the training log"
     )
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)"
     )
     parser.add_argument(
-        "--steps", type=int, help="events for each user (default 50; with --until, at most 10,000)"
+        "--steps", type=int, help="events per user (default 50; with --until, at most 10,000)"
     )
     parser.add_argument(
         "--until", help="stop this long after each user's last event, for example '2 days'"
     )
-    parser.add_argument("--samples", type=int, help="futures for each user (default 1)")
+    parser.add_argument("--samples", type=int, help="futures per user (default 1)")
     parser.add_argument(
-        "--temperature", type=float, help="below 1: closer to the most probable; 0: only those"
+        "--temperature", type=float, help="sampling temperature (default 1); 0 is greedy"
     )
     parser.add_argument(
-        "--top-p", type=float, help="draw from the smallest set of this probability (default 1)"
+        "--top-p",
+        type=float,
+        help="nucleus sampling: the smallest set with this probability (default 1)",
     )
-    parser.add_argument("--seed", type=int, help="same seed, same futures (default 0)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same futures (default 0)")
     parser.add_argument(
         "--policy",
         nargs="+",
         default=[],
         metavar="[time=|place=]NAME",
-        help="where times and places come from: head, observed (random own ones) or typical (own "
-        "median gap, most frequent place); default: the model's heads, observed where it has none",
+        help=(
+            "source of times and places: head (predicted), observed (sampled from the user's "
+            "own) or typical (the user's median gap and most frequent place); default: the "
+            "model's heads, or observed where it has none"
+        ),
     )
     parser.add_argument(
         "--data",
         type=Path,
-        help="another prepared folder to learn from what goes together, and gaps by the hour",
+        help="take valid combinations of labels, and gaps by hour, from this prepared folder",
     )
     parser.add_argument(
         "--probabilities",
         type=int,
-        help="also write the N most probable behaviors of each step, beside --out",
+        help="also write this many of the most probable behaviors of each step, next to --out",
     )
     log_arguments(parser)
 
@@ -73,7 +78,9 @@ def tell_next(arguments: Arguments) -> Any:
 
     for name in _WITHOUT:
         if getattr(arguments, name):
-            raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --next; leave one.")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} cannot be combined with --next; remove one of them."
+            )
     return _futures(arguments, *load_with_logs(arguments), arguments.next, _MOST_PROBABLE)
 
 
@@ -165,7 +172,7 @@ def _policies(words: list[str]) -> dict[str, Any]:
 
 COMMANDS: dict[str, Command] = {
     "generate": Command(
-        "each user's next events: times, places, events and behaviors",
+        "simulate each user's next events: times, places, events and behaviors",
         "  behavegpt generate runs/mine/model history.parquet --steps 50 --out future.parquet\n"
         "  behavegpt generate runs/mine/model history.parquet --until '2 days' --samples 5 "
         "--top-p .95\n"

@@ -23,16 +23,21 @@ _WITHOUT = (
 
 def label_arguments(parser: Parser) -> None:
     """Options of `finetune --mode label`."""
-    group = parser.add_argument_group("mode label: a label of users, such as churn")
+    group = parser.add_argument_group("options of --mode label, for a user label such as churn")
     group.add_argument(
-        "--labels", type=Path, metavar="TABLE", help="CSV, JSONL or parquet, a row for each user"
+        "--labels",
+        type=Path,
+        metavar="TABLE",
+        help="CSV, JSONL or parquet file with one row per user",
+    )
+    group.add_argument("--at", metavar="DATE", help="use only events before it, as in `probe`")
+    group.add_argument(
+        "--label", metavar="COLUMN", help="label column (default: the only other column)"
     )
     group.add_argument(
-        "--at", metavar="DATE", help="only events before it are looked at, as in `probe`"
-    )
-    group.add_argument("--label", metavar="COLUMN", help="of the labels (default: the only one)")
-    group.add_argument(
-        "--label-user", metavar="COLUMN", help="that tells the user beside the labels"
+        "--label-user",
+        metavar="COLUMN",
+        help="user column of the labels file (default: named as in the log)",
     )
 
 
@@ -43,8 +48,8 @@ def refuse_label_options(arguments: Arguments) -> None:
     for name in _OPTIONS:
         if getattr(arguments, name) is not None:
             raise ConfigError(
-                f"--{name.replace('_', '-')} is an option of --mode label; add that, or leave it "
-                "out."
+                f"--{name.replace('_', '-')} is an option of --mode label; add --mode "
+                "label, or remove the option."
             )
 
 
@@ -68,9 +73,11 @@ def finetune_label_command(arguments: Arguments) -> Any:
     }
     for name, given in missing.items():
         if not given:
-            raise ConfigError(f"finetune --mode label: {name} is missing; name it.")
+            raise ConfigError(f"finetune --mode label: {name} is missing; add it.")
     if arguments.resume:
-        raise ConfigError("--resume: a label head is trained in minutes; start it anew.")
+        raise ConfigError(
+            "--resume does not work with --mode label, which takes minutes; start it again."
+        )
 
     settings = read_settings(LabelSettings, None, words)
     total = settings.folds * settings.seeds + 1 + 2 * len(BESIDE) * bool(settings.seeds)
@@ -105,15 +112,15 @@ def _tell(arguments: Arguments, result: ProbeResult) -> None:
     say(f"{facts['users']:,} labeled users with events before {facts['at']}")
     if facts["trained_on_later_events"]:
         say(
-            "warning: the model was trained on events after --at: it may know what it is to "
-            "predict; name a later date."
+            "warning: the model was trained on events after --at, so it may have seen "
+            "what it is to predict; choose a later date."
         )
     if result.scores.rows:
         metrics = result.metrics
         rows = figure_cells(result.scores.rows, metrics, lambda row: (row.features,))
         show(arguments, ("features", "by", *metrics), rows, f"predicting {facts['label']}")
         rows = figure_cells(result.differences.rows, metrics, lambda row: (row.against or "",), "+")
-        title = "label head less, fold by fold"
+        title = "label head minus, fold by fold"
         show(arguments, ("features", "by", *metrics), rows, title)
 
 
@@ -125,11 +132,11 @@ def predict_labels(arguments: Arguments) -> Any:
     for name in _WITHOUT:
         if getattr(arguments, name):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is about behaviors, and {arguments.model} says a "
-                "label of users; leave it out."
+                f"--{name.replace('_', '-')} is about behaviors, but {arguments.model} "
+                "predicts a user label; remove the option."
             )
     if not arguments.logs:
-        raise ConfigError(f"predict {arguments.model}: name the files of a log behind the model.")
+        raise ConfigError(f"predict {arguments.model}: add the log files after the model.")
 
     from behavegpt.cli.models import log_changes
 

@@ -28,28 +28,32 @@ def log_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--users",
         metavar="TABLE",
-        help="what is known of the users, one row for each: for models whose data were prepared "
-        "with --users",
+        help="user table, one row per user; for models whose data were prepared with --users",
     )
     group = parser.add_argument_group("logs that differ from the training log")
     for role in _COLUMNS:
-        group.add_argument(f"--{role}", metavar="COLUMN", help=f"column of the {role}")
+        group.add_argument(f"--{role}", metavar="COLUMN", help=f"{role} column")
 
     group.add_argument(
-        "--time-format", action="append", metavar="FORM", help="for example '%%d/%%m/%%Y %%H:%%M'"
+        "--time-format",
+        action="append",
+        metavar="FORM",
+        help="strptime format of the times: '%%d/%%m/%%Y %%H:%%M'",
     )
     group.add_argument(
         "--time-unit",
         choices=("s", "ms", "us", "ns", "excel"),
-        help="unit of times that are numbers",
+        help="unit of numeric times",
     )
     group.add_argument(
-        "--naive-time", choices=("local", "utc"), help="what a time without zone means"
+        "--naive-time",
+        choices=("local", "utc"),
+        help="how to read times without a zone: in the log's zone, or as UTC",
     )
     group.add_argument(
         "--tz",
         metavar="ZONE",
-        help="of `universal`: IANA zone of weekdays and time slots (default UTC)",
+        help="universal only: IANA time zone used for weekday and time slot (default UTC)",
     )
 
 
@@ -61,8 +65,8 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
 
     if is_universal(arguments.model):
         raise ConfigError(
-            f"{arguments.model} predicts, embeds, generates, serves and is evaluated; "
-            f"{arguments.command.split()[-1]} needs a trained model: behavegpt train "
+            f"{arguments.command.split()[-1]} needs a trained model, and "
+            f"{arguments.model} is the universal one; train a model with: behavegpt train "
             "memory data.path=DIR out=RUN"
         )
 
@@ -96,8 +100,7 @@ def load_with_logs(
         return load_trained(arguments, device), named_logs(arguments, arguments.logs)
 
     raise ConfigError(
-        f"{arguments.command.split()[-1]} {arguments.model}: name the files of a log behind the "
-        "model."
+        f"{arguments.command.split()[-1]} {arguments.model}: add the log files after the model."
     )
 
 
@@ -136,8 +139,8 @@ def refuse_users(arguments: Arguments) -> None:
     """Raise ConfigError for a table of users beside the universal model."""
     if arguments.users:
         raise ConfigError(
-            "--users is for trained models: the universal model counts events, and knows no "
-            "features of users; train on data prepared with --users, or leave it out."
+            "--users is for trained models: the universal model counts events and uses "
+            "no user features; train on data prepared with --users, or remove the option."
         )
 
 
@@ -172,7 +175,7 @@ def log_changes(arguments: Arguments, counting: bool = False) -> dict[str, Any]:
     the log is counted: what was trained or counted keeps its own."""
     if arguments.tz and not counting:
         raise ConfigError(
-            f"--tz is for a log that `universal` counts; {arguments.model} keeps the zone of the "
-            "log that it was made from."
+            f"--tz is for a log that `universal` counts; {arguments.model} keeps the time "
+            "zone of its training log."
         )
     return given_options(arguments, (*_READING, "tz"))

@@ -21,31 +21,40 @@ if TYPE_CHECKING:
 
 def _predict_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: no training, tables from these logs"
+        "model",
+        type=Path,
+        help="model folder; or `universal`, which needs no training and counts these logs",
     )
     parser.add_argument(
-        "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
+        "logs",
+        nargs="*",
+        help="log files with the training log's columns; any log with `universal`",
     )
-    parser.add_argument("--top-k", type=int, default=5, help="behaviors for each user")
+    parser.add_argument("--top-k", type=int, default=5, help="behaviors per user (default 5)")
     decision_arguments(parser)
     filter_arguments(parser)
     parser.add_argument(
         "--at",
         metavar="TIME",
-        help="the time that is asked about, for all users: '2026-11-28 18:30', a wall clock of the "
-        "log's zone; its weekday and slot count. For models trained with model.given, and "
-        "`universal`; of a model with a label head: only events before it are looked at",
+        help=(
+            "predict what happens at this time: '2026-11-28 18:30', local time in the log's "
+            "zone; only its weekday and time slot matter. For `universal` and for models "
+            "trained with model.given. With a label head: ignore events from this time on"
+        ),
     )
     parser.add_argument(
-        "--location-now", metavar="PLACE", help="the place that is asked about, in the same way"
+        "--location-now", metavar="PLACE", help="predict what happens at this place, likewise"
     )
     when_arguments(parser)
     parser.add_argument(
         "--next",
         type=int,
         metavar="K",
-        help="the next K events as a sequence with times: the most probable behavior each time, "
-        "after the user's own median gap; `behavegpt generate` draws others",
+        help=(
+            "the next K events as a sequence with times: each time the most probable "
+            "behavior, after the user's median gap; for random futures use `behavegpt "
+            "generate`"
+        ),
     )
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
@@ -56,14 +65,16 @@ def _predict_arguments(parser: Parser) -> None:
         const=16,
         type=int,
         metavar="N",
-        help="why each user's best behavior: counts that carried it, and which of the last N "
-        "events (default 16, at most 64)",
+        help=(
+            "explain each user's top behavior: which counts, and which of the last N events, "
+            "carried it (default 16, at most 64)"
+        ),
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FOLDER",
-        help="of `universal`: keep tables and users' states; FOLDER is a model",
+        help="universal only: save count tables and user states; FOLDER is a model",
     )
     log_arguments(parser)
 
@@ -85,7 +96,7 @@ def _predict(arguments: Arguments) -> Any:
     save = getattr(predictor, "save", None)  # trained models keep nothing of the logs
     if arguments.save and save is None:
         raise ConfigError(
-            f"--save keeps what the universal model counted; {arguments.model} is a trained model."
+            f"--save is for the universal model's tables; {arguments.model} is a trained model."
         )
 
     if arguments.explain is not None:
@@ -105,9 +116,9 @@ def _predict(arguments: Arguments) -> Any:
 
     say_unread(predictions.unknown, predictions.rejected)
     if predictions.empty:
-        say(f"the filters leave nothing of {predictions.empty:,} users, who are left out")
+        say(f"no behavior passes the filters for {predictions.empty:,} users; they are left out")
     if arguments.save and save:
-        say(f"tables and states, written: {save(arguments.save)}")
+        say(f"written: {save(arguments.save)} (tables and states)")
 
     return _given_or_shown(arguments, predictions)
 
@@ -131,7 +142,7 @@ def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[s
     from behavegpt.errors import ConfigError
 
     if arguments.save:
-        raise ConfigError("--explain explains, --save keeps; run predict twice.")
+        raise ConfigError("--explain and --save cannot be combined; run predict twice.")
     found = predictor.explain(
         logs,
         arguments.explain,
@@ -154,10 +165,12 @@ def _explain(arguments: Arguments, predictor: Any, logs: Any, filters: Mapping[s
 
 def _embed_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: tables from these logs"
+        "model", type=Path, help="model folder; or `universal`, which counts these logs"
     )
     parser.add_argument(
-        "logs", nargs="*", help="files with the training log's columns; any log with `universal`"
+        "logs",
+        nargs="*",
+        help="log files with the training log's columns; any log with `universal`",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="parquet file with the columns user and vector"
@@ -178,7 +191,7 @@ def _embed(arguments: Arguments) -> Any:
 
 COMMANDS: dict[str, Command] = {
     "predict": Command(
-        "the most probable next behaviors of each user of a log",
+        "predict the most probable next behaviors of each user in a log",
         "  behavegpt predict runs/mine/model new_logs.parquet --top-k 5 --out predictions.parquet\n"
         "  behavegpt predict runs/mine/model new_logs.csv --json\n"
         "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d\n"
@@ -196,7 +209,7 @@ COMMANDS: dict[str, Command] = {
         {"out": Output("file", TABLES), "save": Output("whole")},
     ),
     "embed": Command(
-        "a vector for each user of a log",
+        "compute a vector for each user in a log",
         "  behavegpt embed runs/mine/model new_logs.parquet --out vectors.parquet\n"
         "  behavegpt embed universal my_logs.csv --out vectors.parquet",
         _embed_arguments,

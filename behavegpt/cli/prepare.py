@@ -47,64 +47,70 @@ def _column_arguments(parser: Parser) -> None:
         "--schema", type=Path, metavar="YAML", help="EventSchema file instead of the options below"
     )
     for role in ROLES:
-        joined = "; DATE+CLOCK for two" if role == "time" else ""
-        hint = f"column of the {role} (guessed when left out{joined})"
+        joined = "; DATE+CLOCK if split over two" if role == "time" else ""
+        hint = f"{role} column (default: guessed{joined})"
         parser.add_argument(f"--{role}", metavar="COLUMN", help=_HINTS.get(role, hint))
 
     parser.add_argument(
-        "--extra", nargs="*", default=[], metavar="COLUMN", help="further categorical input columns"
+        "--extra",
+        nargs="*",
+        default=[],
+        metavar="COLUMN",
+        help="additional categorical input columns",
     )
     parser.add_argument(
         "--numeric",
         nargs="*",
         default=[],
         metavar="COLUMN",
-        help="numeric input columns, such as amount or duration, cut into ranges",
+        help="numeric input columns, such as amount or duration; binned by quantiles",
     )
     parser.add_argument(
         "--users",
         metavar="TABLE",
-        help="what is known of the users: a file with the user's column and one row for each user",
+        help="user table: a file with the user column and one row per user",
     )
     parser.add_argument(
         "--user-features",
         nargs="*",
         default=[],
         metavar="COLUMN",
-        help="its categorical columns (default, with no --user-numeric either: all)",
+        help=(
+            "categorical columns of the user table (default: all, unless --user-numeric is given)"
+        ),
     )
     parser.add_argument(
         "--user-numeric",
         nargs="*",
         default=[],
         metavar="COLUMN",
-        help="its numeric columns, such as age, cut into ranges",
+        help="numeric columns of the user table, such as age; binned by quantiles",
     )
 
 
 def _time_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--tz", help="IANA zone in which weekday and time slot are told (default UTC)"
-    )
+    parser.add_argument("--tz", help="IANA time zone used for weekday and time slot (default UTC)")
     parser.add_argument(
         "--naive-time",
         choices=("local", "utc"),
-        help="what a time without zone means (default local)",
+        help="how to read times without a zone: in --tz, or as UTC (default local)",
     )
     parser.add_argument(
         "--time-unit",
         choices=("s", "ms", "us", "ns", "excel"),
-        help="unit of epoch numbers, or excel: days since 1899-12-30 (default: guessed)",
+        help="unit of numeric times; excel: days since 1899-12-30 (default: guessed)",
     )
     parser.add_argument(
         "--time-format",
         action="append",
         metavar="FORM",
-        help="how times are written, as for strptime: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
+        help="strptime format of the times: '%%d/%%m/%%Y %%H:%%M' (default: guessed)",
     )
-    parser.add_argument("--slot-minutes", type=int, help="length of a time slot (default 30)")
     parser.add_argument(
-        "--tie-seed", type=int, help="seed of the random order of simultaneous events (default 0)"
+        "--slot-minutes", type=int, help="length of a time slot in minutes (default 30)"
+    )
+    parser.add_argument(
+        "--tie-seed", type=int, help="seed for shuffling simultaneous events (default 0)"
     )
 
 
@@ -114,7 +120,7 @@ def _prepare_arguments(parser: Parser) -> None:
         nargs="+",
         help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]",
     )
-    parser.add_argument("--out", type=Path, help="folder to write")
+    parser.add_argument("--out", type=Path, help="output folder")
     encoding_argument(parser)
     _column_arguments(parser)
     _time_arguments(parser)
@@ -122,29 +128,38 @@ def _prepare_arguments(parser: Parser) -> None:
         "--split",
         default="time:0.7,0.15,0.15",
         help=(
-            "time:A,B,C shares of the events in time; span:A,B,C of the calendar; date:D1,D2; "
-            "user:A,B,C"
+            "time:A,B,C splits by shares of the events, in time order; span:A,B,C by "
+            "shares of the calendar; date:D1,D2 at two dates; user:A,B,C by shares of "
+            "the users (default time:0.7,0.15,0.15)"
         ),
     )
     parser.add_argument(
-        "--min-events", type=int, default=1, help="leave out users with fewer events"
+        "--min-events", type=int, default=1, help="drop users with fewer events (default 1)"
     )
     parser.add_argument(
-        "--min-count", type=int, default=1, help="labels seen less often in training become unknown"
+        "--min-count",
+        type=int,
+        default=1,
+        help="map labels with fewer training events to unknown (default 1)",
     )
     parser.add_argument(
-        "--max-vocabulary", type=int, help="keep the most frequent labels of each field"
+        "--max-vocabulary",
+        type=int,
+        help="keep at most this many labels per field, the most frequent ones",
     )
     parser.add_argument(
-        "--max-reject-share", type=float, default=0.01, help="stop above this share of bad rows"
+        "--max-reject-share",
+        type=float,
+        default=0.01,
+        help="stop if a larger share of the rows is bad (default 0.01)",
     )
-    parser.add_argument("--memory", default="2GiB", help="memory to stay under (default 2GiB)")
+    parser.add_argument("--memory", default="2GiB", help="memory limit (default 2GiB)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument(
         "--engine",
         choices=("local", "spark"),
         default="local",
-        help="where rows are read and sorted",
+        help="engine that reads and sorts the rows (default local)",
     )
     parser.add_argument(
         "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
@@ -172,7 +187,7 @@ def _prepare(arguments: Arguments) -> Any:
     if arguments.dry_run:
         return _dry_run(preview(logs, schema, out=arguments.out, **options))
     if arguments.out is None:
-        raise ConfigError("--out FOLDER is needed (or --dry-run to look first).")
+        raise ConfigError("add --out FOLDER (or --dry-run to look first).")
 
     store = prepare(logs, arguments.out, schema, progress=say, **options)
     say(
@@ -201,7 +216,8 @@ def _schema(arguments: Arguments, logs: Any) -> EventSchema:
         # two sources of one schema would have to be merged, and either could be the mistake
         if given:
             raise ConfigError(
-                f"--schema and --{next(iter(given))} together: put it into {arguments.schema}."
+                f"--schema and --{next(iter(given))} cannot be combined; put the setting "
+                f"into {arguments.schema}."
             )
         return read_schema(arguments.schema)
 
@@ -234,7 +250,7 @@ def _dry_run(preview: Preview) -> dict[str, Any]:
     for remark in preview.remarks:
         say(f"note: {remark}")
 
-    say("nothing was written; the same with --out FOLDER, without --dry-run, prepares the data.")
+    say("nothing was written; to prepare the data, replace --dry-run by --out FOLDER.")
     names = ("rows", "users", "split", "rejected", "labels", "remarks")
     return {name: getattr(preview, name) for name in names} | {
         "schema": preview.schema.model_dump(mode="json")

@@ -28,27 +28,33 @@ SETTINGS = (
 
 def _probe_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: tables from events before the date"
+        "model",
+        type=Path,
+        help="model folder; or `universal`, which counts the events before the date",
     )
-    parser.add_argument("logs", nargs="+", help="files with the training log's columns")
+    parser.add_argument("logs", nargs="+", help="log files with the columns of the training log")
     parser.add_argument(
-        "labels", type=Path, help="CSV, JSONL or parquet file with a row for each user"
+        "labels", type=Path, help="CSV, JSONL or parquet file with one row per user"
     )
     parser.add_argument(
         "--at",
         required=True,
         metavar="DATE",
-        help="only events before it are looked at: 2026-11-28, or '2026-11-28 18:30', a wall clock "
-        "of the log's zone",
+        help=(
+            "use only events before this time: 2026-11-28, or '2026-11-28 18:30', local time "
+            "in the log's zone"
+        ),
     )
-    parser.add_argument("--label", metavar="COLUMN", help="of the labels (default: the only one)")
+    parser.add_argument(
+        "--label", metavar="COLUMN", help="label column (default: the only other column)"
+    )
     parser.add_argument(
         "--label-user",
         metavar="COLUMN",
-        help="that tells the user beside the labels (default: called as in the log)",
+        help="user column of the labels file (default: named as in the log)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="for probe.json and probe.png, made if absent"
+        "--out", type=Path, metavar="DIR", help="folder for probe.json and probe.png"
     )
     _setting_arguments(parser)
     log_arguments(parser)
@@ -58,7 +64,7 @@ def _setting_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--task",
         choices=("auto", "classification", "regression"),
-        help="auto: numbers of more than 20 values are regressed, others are classes",
+        help="auto (default): regression for numbers with more than 20 values, else classes",
     )
     parser.add_argument(
         "--pool",
@@ -66,19 +72,24 @@ def _setting_arguments(parser: Parser) -> None:
         metavar="PART",
         help="parts of the vectors: last (the default), mean, behaviors ...",
     )
-    parser.add_argument("--probes", nargs="+", choices=("linear", "boosting"), help="default: both")
+    parser.add_argument(
+        "--probes",
+        nargs="+",
+        choices=("linear", "boosting"),
+        help="which classifiers to train (default: both)",
+    )
     parser.add_argument(
         "--stale-weeks",
         nargs="+",
         type=int,
         metavar="K",
-        help="also with features that are K weeks old, for example 0 1 2 4",
+        help="also evaluate features that are K weeks old, for example 0 1 2 4",
     )
     numbers = {
-        "folds": "parts of the users (default 5)",
-        "seeds": "how often the users are parted (default 3)",
-        "top_labels": "labels of each column that are counted (default 100)",
-        "min_users": "least labeled users with events before the date (default 50)",
+        "folds": "cross-validation folds, by user (default 5)",
+        "seeds": "repetitions with other folds (default 3)",
+        "top_labels": "labels per column used as count features (default 100)",
+        "min_users": "stop with fewer labeled users than this (default 50)",
     }
     for name, text in numbers.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
@@ -131,18 +142,18 @@ def _tell(result: ProbeResult) -> None:
     facts = result.facts
     say(f"{facts['users']:,} labeled users with events before {facts['at']}")
     for name, text in (
-        ("labeled_without_events", "labeled users without an event before it, left out"),
-        ("rows_without_user_or_label", "rows of the labels without a user or a label, left out"),
+        ("labeled_without_events", "labeled users have no event before it and are left out"),
+        ("rows_without_user_or_label", "label rows without a user or a label are left out"),
     ):
         if facts[name]:
             say(f"{facts[name]:,} {text}")
     if facts["stale_users"]:
-        say(f"staleness: the {facts['stale_users']:,} users with events before the oldest moment")
+        say(f"staleness: {facts['stale_users']:,} users have events before the oldest cutoff")
     if facts["trained_on_later_events"]:
         say(
-            f"warning: the model was trained on events until {facts['trained_until']}, later than "
-            "--at: its vectors may know what they are to predict; name a later date, or train on "
-            "earlier events."
+            f"warning: the model was trained on events until {facts['trained_until']}, "
+            "later than --at, so its vectors may have seen what they are to predict; "
+            "choose a later date, or train on earlier events."
         )
 
 
@@ -184,7 +195,7 @@ def figure_cells(
 
 COMMANDS: dict[str, Command] = {
     "probe": Command(
-        "how well user vectors predict labels of users, beside counts and aggregates",
+        "test how well user vectors predict user labels, next to counts and aggregates",
         "  behavegpt probe runs/mine/model log.parquet churn.csv --at 2026-09-01 --out runs/probe\n"
         "  behavegpt probe universal log.csv segments.parquet --label segment --at 2026-09-01\n"
         "  behavegpt probe demo shop.parquet churn.csv --at 2011-10-10 --pool mean behaviors "

@@ -17,22 +17,33 @@ def _arguments(parser: Parser) -> None:
         "overrides", nargs="*", default=[], metavar="NAME=VALUE", help="settings, such as seed=1"
     )
     parser.add_argument(
-        "--members", nargs="+", default=[], metavar="NAME", help="only these, and no ensemble"
+        "--members",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="build only these members, and no ensemble",
     )
     parser.add_argument(
-        "--probe", action="store_true", help="score every member and ensemble quickly, beside noise"
+        "--probe",
+        action="store_true",
+        help="evaluate every member and ensemble quickly, next to noise",
     )
     parser.add_argument(
-        "--embed", type=Path, metavar="DIR", help="embed DIR's clients with what the run has fitted"
+        "--embed",
+        type=Path,
+        metavar="DIR",
+        help="embed the clients in DIR with the members fitted by this run",
     )
-    parser.add_argument("--to", type=Path, metavar="ENTRY", help="where --embed writes the entry")
+    parser.add_argument("--to", type=Path, metavar="ENTRY", help="output folder of --embed")
     parser.add_argument(
         "--at",
         metavar="DAY",
-        help="of --embed: ages count back from its midnight (default: the "
-        "fitted history's end, or the day after DIR's last event)",
+        help=(
+            "reference day of --embed: ages count back from its midnight (default: the end "
+            "of the fitted history, or the day after DIR's last event)"
+        ),
     )
-    parser.add_argument("--ensemble", default="all", help="the ensemble of --embed (default: all)")
+    parser.add_argument("--ensemble", default="all", help="ensemble used by --embed (default all)")
 
 
 def _profile(arguments: Arguments) -> Any:

@@ -31,23 +31,25 @@ DRY_RUN = {
 
 def _run_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "config", help="YAML file, or a shipped one by its name, such as scaling/small"
+        "config", help="YAML file, or the name of a shipped one, such as scaling/small"
     )
     parser.add_argument(
         "overrides", nargs="*", help="settings, for example data.path=DIR out=FOLDER seeds=[0,1]"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="show sizes, operations, memory, time; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="show sizes, operations, memory and time; train nothing",
     )
-    device_arguments(parser, "dry run: also hours on a device of this speed on paper")
+    device_arguments(parser, "dry run: also estimate hours on a device with this peak speed")
     parser.add_argument(
         "--worker",
         type=_worker,
         default=(0, 1),
         metavar="I/N",
-        help="this process's share, I from 0 (SLURM arrays)",
+        help="index of this process (from 0) and number of processes, for SLURM arrays",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="run failed runs again")
+    parser.add_argument("--retry-failed", action="store_true", help="retry failed runs")
 
 
 def _worker(text: str) -> tuple[int, int]:
@@ -134,12 +136,13 @@ def _cell(name: str, value: Any) -> str:
 
 COMMANDS: dict[str, Command] = {
     "run": Command(
-        "train the sizes and data of a sweep, or go on with it (`behavegpt scale CONFIG` for "
-        "short)",
-        "  behavegpt scale configs/scaling/small.yaml data.path=DIR out=runs/scaling --dry-run\n"
-        "  behavegpt scale configs/scaling/small.yaml data.path=DIR out=runs/scaling\n"
-        "  behavegpt scale CONFIG --worker $SLURM_ARRAY_TASK_ID/8          # sbatch --array=0-7\n"
-        "  behavegpt scale configs/scaling/paper.yaml --dry-run --tflops 989 --utilization 0.4",
+        "train the model and data sizes of a sweep, or continue it (short: `behavegpt "
+        "scale CONFIG`)",
+        "  behavegpt scale scaling/small data.path=DIR out=runs/scaling --dry-run\n"
+        "  behavegpt scale scaling/small data.path=DIR out=runs/scaling\n"
+        "  behavegpt scale CONFIG --worker $SLURM_ARRAY_TASK_ID/8          # sbatch "
+        "--array=0-7\n"
+        "  behavegpt scale scaling/paper --dry-run --tflops 989 --utilization 0.4",
         _run_arguments,
         _run,
     ),

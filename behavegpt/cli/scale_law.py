@@ -38,7 +38,7 @@ def device_arguments(parser: Parser, speed: str) -> None:
         "--utilization",
         type=float,
         default=0.4,
-        help="share of --tflops that is reached (default 0.4)",
+        help="fraction of --tflops that is achieved (default 0.4)",
     )
 
 
@@ -47,39 +47,42 @@ def _fit_arguments(parser: Parser) -> None:
         "rows",
         type=Path,
         nargs="+",
-        help="rows.jsonl of sweeps; params, events and loss are needed",
+        help="rows.jsonl of sweeps, with params, events and loss",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="fit.json to write; figures are drawn beside it"
+        "--out", type=Path, required=True, help="fit.json to write, with figures next to it"
     )
     parser.add_argument(
-        "--count", choices=COUNTS, default="total", help="parameters that N counts (default total)"
+        "--count", choices=COUNTS, default="total", help="which parameters N counts (default total)"
     )
     parser.add_argument(
         "--min-events",
         type=float,
         default=0,
-        help="leave out runs with fewer events: those that hardly learned",
+        help="leave out runs with fewer events, which have hardly learned",
     )
     parser.add_argument(
         "--delta",
         type=float,
         default=1e-3,
-        help="of the Huber loss of log residuals (default 1e-3)",
+        help="delta of the Huber loss on log residuals (default 1e-3)",
     )
-    parser.add_argument("--draws", type=int, default=400, help="bootstrap draws (default 400)")
+    parser.add_argument("--draws", type=int, default=400, help="bootstrap samples (default 400)")
     parser.add_argument(
-        "--confidence", type=float, default=0.95, help="of the intervals (default 0.95)"
+        "--confidence",
+        type=float,
+        default=0.95,
+        help="confidence level of the intervals (default 0.95)",
     )
     parser.add_argument(
         "--floor",
         type=float,
-        help="loss of the best possible prediction, if known, for the figures",
+        help="loss of the best possible prediction, if known; drawn in the figures",
     )
-    parser.add_argument("--no-plots", action="store_true", help="write fit.json alone")
+    parser.add_argument("--no-plots", action="store_true", help="write only fit.json")
     parser.add_argument(
         "--name",
-        help="fit the runs of this name; those of other names are only drawn (default: all)",
+        help="fit only the runs with this name; others are drawn, not fitted (default: all)",
     )
 
 
@@ -140,10 +143,10 @@ def _show_intervals(
 def _plan_arguments(parser: Parser) -> None:
     parser.add_argument("fit", type=Path, metavar="FIT", help="fit.json")
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--compute", type=float, metavar="FLOP", help="training operations")
-    budget.add_argument("--events", type=float, help="training events that there are, for one pass")
-    budget.add_argument("--hours", type=float, help="hours of training")
-    device_arguments(parser, "speed on paper of all devices; default: as the sweep was run")
+    budget.add_argument("--compute", type=float, metavar="FLOP", help="training compute in FLOP")
+    budget.add_argument("--events", type=float, help="available training events, for one pass")
+    budget.add_argument("--hours", type=float, help="training time in hours")
+    device_arguments(parser, "peak speed of all devices (default: that of the sweep's machine)")
 
 
 def _plan(arguments: Arguments) -> Any:
@@ -167,8 +170,7 @@ def _plan(arguments: Arguments) -> Any:
             speed = arguments.tflops * 1e12 * arguments.utilization
         if speed is None:
             raise ConfigError(
-                "--hours: the rows do not say how fast they were; give --tflops (one H200, bf16: "
-                "989)."
+                "--hours: the rows do not record their speed; add --tflops (one H200, bf16: 989)."
             )
 
         result = plan.plan_hours(fit, arguments.hours, speed)
@@ -198,7 +200,7 @@ COMMANDS: dict[str, Command] = {
         {"out": Output("file", (".json",))},
     ),
     "plan": Command(
-        "model size, events and expected loss for a budget",
+        "plan model size, events and expected loss for a budget",
         "  behavegpt scale plan --compute 1e18 runs/scaling/fit.json\n"
         "  behavegpt scale plan --events 6e8 runs/scaling/fit.json\n"
         "  behavegpt scale plan --hours 2 runs/scaling/fit.json             # on the machine of "

@@ -18,39 +18,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from behavegpt.data.user_state import UserState
-    from behavegpt.labeling.served import ServedLabels
+    from behavegpt.labeling.predictor import LabelPredictor
     from behavegpt.predictor import Predictor
     from behavegpt.zero_shot import UniversalPredictor
 
 
 def _serve_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "model", type=Path, help="model folder; or `universal`: tables from the logs"
+        "model",
+        type=Path,
+        help="model folder, also of a label head; or `universal`, which counts the logs",
     )
     parser.add_argument(
         "overrides",  # `cli` finds those behind options by this name
         nargs="*",
         metavar="LOG | NAME=VALUE",
-        help="files of a log: `universal` counts it, a trained model takes up its users, or those "
-        "of a folder of states; limits and batching, see below",
+        help=(
+            "log files, or a folder of saved states, whose users are known from the start; "
+            "settings for limits and batching, see below"
+        ),
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="FOLDER",
-        help="keep users' states, of `universal` its tables too, when it stops",
+        help="save user states on shutdown (for `universal`, also its tables)",
     )
 
     given_argument(
         parser,
-        "of `universal`: what requests tell of the event that is predicted (`at`, `location`)",
+        "universal only: what requests say about the event to predict (`at`, `location`)",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default 127.0.0.1: this machine only)",
     )
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--threads", type=int, help="threads of the model on a CPU")
+    parser.add_argument("--port", type=int, default=8000, help="port (default 8000)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the model")
     log_arguments(parser)
 
 
@@ -60,6 +66,7 @@ def _serve(arguments: Arguments) -> Any:
     from behavegpt.config import read_settings
     from behavegpt.console import say
     from behavegpt.errors import ConfigError
+    from behavegpt.labeling.predictor import LabelPredictor
     from behavegpt.serving.app import make_app
     from behavegpt.serving.requests import ServeSettings
     from behavegpt.serving.server import Server, listen
@@ -69,19 +76,18 @@ def _serve(arguments: Arguments) -> Any:
 
     if arguments.threads is not None:
         if arguments.threads < 1:
-            raise ConfigError(f"--threads {arguments.threads}: at least one thread is needed.")
+            raise ConfigError(f"--threads {arguments.threads}: must be at least 1.")
         torch.set_num_threads(arguments.threads)
 
     # the port first: loading a model to find it taken would waste minutes
     address = listen(arguments.host, arguments.port)
-    predictor: Any = _load(arguments, logs)
-    save = _saver(predictor, arguments.save) if arguments.save else None
+    predictor = _load(arguments, logs)
+    save = None
+    if arguments.save and not isinstance(predictor, LabelPredictor):
+        save = _saver(predictor, arguments.save)
     app = make_app(predictor, settings)
     host, port = arguments.host, address.getsockname()[1]
-    say(
-        f"http://{host}:{port} answers for {arguments.model}; a playground is /, the endpoints are "
-        "/docs"
-    )
+    say(f"http://{host}:{port} is serving {arguments.model} (playground: /, endpoints: /docs)")
 
     try:
         Server(app, settings, log_level="warning").run(sockets=[address])
@@ -102,10 +108,10 @@ def _saver(
 
     if isinstance(predictor, Predictor):
         state_files.refuse_used(folder)
-        return lambda states: say(f"states, written: {predictor.save_states(folder, states)}")
+        return lambda states: say(f"written: {predictor.save_states(folder, states)} (states)")
 
     model.refuse_used(folder)
-    return lambda states: say(f"tables and states, written: {predictor.save(folder, states)}")
+    return lambda states: say(f"written: {predictor.save(folder, states)} (tables and states)")
 
 
 def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -117,27 +123,26 @@ def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in overrides], overrides
 
 
-def _load_label(arguments: Arguments, logs: list[str]) -> ServedLabels:
-    """A model with a label head. Raises ConfigError for what it does not take."""
+def _load_label(arguments: Arguments, logs: list[str]) -> LabelPredictor:
+    """A model with a label head. Raises ConfigError for what is about behaviors, and for logs."""
     from behavegpt.cli.models import log_changes
     from behavegpt.errors import ConfigError
-    from behavegpt.labeling.predictor import load_label
-    from behavegpt.labeling.served import ServedLabels
+    from behavegpt.labeling.predictor import LabelPredictor, load_label
 
-    changes = log_changes(arguments)
-    given = {"a log": logs, "--save": arguments.save, "--given": arguments.given}
-    given["--users"] = arguments.users
-    given |= {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    given = {"--given": arguments.given, "--save": arguments.save, "--users": arguments.users}
     for name, value in given.items():
         if value:
-            raise ConfigError(
-                f"{name}: {arguments.model} says a label of the users of each request and keeps "
-                "nothing; leave it out."
-            )
-    return ServedLabels.of(load_label(arguments.model, arguments.device))
+            raise ConfigError(f"{name}: {arguments.model} says a label of users; leave it out.")
+    if logs:
+        raise ConfigError(
+            f"{', '.join(logs)}: {arguments.model} keeps no states of users; leave logs out."
+        )
+    model = load_label(arguments.model, arguments.device)
+    changes = log_changes(arguments)
+    return LabelPredictor(model.model, model.tokenizer.reading(changes)) if changes else model
 
 
-def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor | ServedLabels:
+def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor | LabelPredictor:
     from behavegpt.cli.command import named_logs
     from behavegpt.data.state_files import holds_states
     from behavegpt.errors import ConfigError
@@ -156,8 +161,9 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
         return load_with_logs(arguments)[0]
     if arguments.given:
         raise ConfigError(
-            "--given is for a log that `universal` counts; what a trained model is given was fixed "
-            "by model.given, and a saved folder's by how it was counted."
+            "--given is for a log that `universal` counts; for a trained model, "
+            "model.given was fixed in training, and for a saved folder, when its log was "
+            "counted."
         )
     if universal is None:
         trained = load_trained(arguments, arguments.device)
@@ -168,8 +174,8 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
         return trained.with_states(logs[0] if is_saved else named_logs(arguments, logs))
     if logs:
         raise ConfigError(
-            f"{', '.join(logs)}: {arguments.model} has counted its log; settings are written "
-            "NAME=VALUE."
+            f"{', '.join(logs)}: {arguments.model} already contains its log; settings are "
+            "written NAME=VALUE."
         )
 
     return universal
@@ -178,21 +184,33 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
 def _export_model_arguments(parser: Parser) -> None:
     parser.add_argument("model", type=Path, help="model folder")
     parser.add_argument(
-        "out", type=Path, help="folder to write: the model file, its tokenizer, io.json"
+        "out", type=Path, help="output folder: the model file, its tokenizer, io.json"
     )
     parser.add_argument(
         "--format",
-        choices=("onnx", "torch"),
+        choices=("onnx", "torch", "transformers"),
         default="onnx",
-        help="onnx, or torch.export's program",
+        help="onnx (default), a torch.export program, or a transformers folder with the model's "
+        "code, for machines without behavegpt",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
 
 
 def _export_model(arguments: Arguments) -> Any:
     from behavegpt.console import say
-    from behavegpt.export_model import export_model
     from behavegpt.trained_folder import load
+
+    if arguments.format == "transformers":
+        from behavegpt.export_code import export_code
+
+        written = export_code(load(arguments.model, "cpu"), arguments.out, arguments.overwrite)
+        say(
+            f"written: {arguments.out}; open it with transformers' AutoModel or "
+            "AutoModelForTokenClassification and trust_remote_code"
+        )
+        return written
+
+    from behavegpt.export_model import export_model
 
     summary = export_model(
         load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite
@@ -210,28 +228,31 @@ def _export_model(arguments: Arguments) -> Any:
 
 COMMANDS: dict[str, Command] = {
     "serve": Command(
-        "answer predict, embed and generate over HTTP",
+        "serve predictions, vectors and simulations over HTTP, with a playground",
         "  behavegpt serve runs/mine/model --port 8000\n"
-        "  behavegpt serve universal my_logs.csv --save counted       # later: behavegpt serve "
-        "counted --save counted\n"
-        "  behavegpt serve runs/mine/model my_logs.csv --save kept     # later: behavegpt serve "
-        "runs/mine/model kept --save kept\n"
-        "  behavegpt serve runs/churn           # of finetune --mode label: POST /v1/user-labels\n"
-        "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 timeout_s=5\n"
+        "  behavegpt serve universal my_logs.csv --save counted       # later: behavegpt "
+        "serve counted --save counted\n"
+        "  behavegpt serve runs/mine/model my_logs.csv --save kept     # later: "
+        "behavegpt serve runs/mine/model kept --save kept\n"
+        "  behavegpt serve runs/mine/model --host 0.0.0.0 batch_users=512 wait_ms=10 "
+        "timeout_s=5\n"
         "  curl localhost:8000/v1/predict -H 'content-type: application/json' -d "
         '\'{"users": [{"id": "7", "events": [{"timestamp": "2024-05-01 08:10", "app": '
         '"news"}]}]}\'\n'
-        "limits, time-outs and batching are settings, listed in docs/serving.md and by GET "
-        "/v1/model.\n"
-        "There is no login: put a proxy in front before others can reach it.",
+        "\n"
+        "Limits, timeouts and batching are settings, listed in docs/serving.md and by "
+        "GET /v1/model.\n"
+        "There is no login: put an authenticating proxy in front before you expose the "
+        "service.",
         _serve_arguments,
         _serve,
         {"save": Output("whole")},
     ),
     "export-model": Command(
-        "prediction and embedding as one file for other runtimes: ONNX or torch.export",
+        "export a model for other runtimes: ONNX, torch.export, or transformers with its code",
         "  behavegpt export-model runs/mine/model portable\n"
-        "  behavegpt export-model runs/mine/model portable --format torch",
+        "  behavegpt export-model runs/mine/model portable --format torch\n"
+        "  behavegpt export-model runs/mine/model hub --format transformers",
         _export_model_arguments,
         _export_model,
         {"out": Output("whole")},

@@ -15,7 +15,7 @@ def _demo_arguments(parser: Parser) -> None:
         "--out", type=Path, default=Path("runs/demo"), help="run folder (default runs/demo)"
     )
     parser.add_argument(
-        "--steps", type=int, help="optimizer steps (default: about a minute on 2 cores)"
+        "--steps", type=int, help="optimizer steps (default: 500, about a minute on 2 cores)"
     )
 
 
@@ -86,12 +86,15 @@ def _doctor_arguments(parser: Parser) -> None:
         nargs="?",
         metavar="DIR",
         help=(
-            "instead read every byte of the prepared folders, models, checkpoints and entries in "
-            "DIR"
+            "instead verify every file of the prepared folders, models, checkpoints and "
+            "entries in DIR"
         ),
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="folder to check for space and write permission"
+        "--folder",
+        type=Path,
+        default=Path(),
+        help="folder to check for disk space and write permission",
     )
     parser.add_argument(
         "--reorder",
@@ -128,33 +131,32 @@ def _shown(arguments: Arguments, values: dict[str, Any]) -> dict[str, Any]:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "pretrain, evaluate and report on the shop logs that ship with the package (about 3 "
-        "minutes)",
+        "train, evaluate and report on the shop log that ships with the package (about 3 minutes)",
         "  behavegpt demo\n  behavegpt demo --out runs/try --steps 100",
         _demo_arguments,
         _demo,
         {"out": Output("into")},
     ),
     "report": Command(
-        "figures, report.html and model card of a run",
+        "write figures, report.html and model card of a run",
         "  behavegpt report runs/mine",
         _report_arguments,
         _report,
         {"run": Output("into")},
     ),
     "info": Command(
-        "what a model folder holds", "  behavegpt info runs/mine/model", _info_arguments, _info
+        "describe a model folder", "  behavegpt info runs/mine/model", _info_arguments, _info
     ),
     "models": Command(
-        "the models that ship with the package: universal and demo",
+        "list the models that ship with the package: universal and demo",
         "  behavegpt models\n  behavegpt models demo                     # its card\n"
         "  behavegpt predict demo shop.parquet --top-k 3",
         _models_arguments,
         _models,
     ),
     "doctor": Command(
-        "check this machine (versions, devices, kernels, disk, a ten-step self-test), or the "
-        "files of a folder",
+        "check this machine (versions, devices, kernels, disk, a ten-step self-test), or "
+        "the integrity of a folder",
         "  behavegpt doctor\n  behavegpt doctor --json\n"
         "  behavegpt doctor data/mine                # is any file damaged?\n"
         "  behavegpt doctor runs/mine\n"

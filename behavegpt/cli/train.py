@@ -17,12 +17,12 @@ from behavegpt.cli.label import (
 
 
 def _train_arguments(parser: Parser) -> None:
-    parser.add_argument("config", help="YAML file, or a shipped one by its name, such as small")
+    parser.add_argument("config", help="YAML file, or the name of a shipped one, such as small")
     parser.add_argument(
         "overrides", nargs="*", help="settings, for example data.path=DIR out=RUN train.lr=3e-4"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the latest checkpoint of out=RUN"
+        "--resume", action="store_true", help="continue from the latest checkpoint of out=RUN"
     )
 
 
@@ -42,22 +42,26 @@ def _train(arguments: Arguments) -> Any:
 def _finetune_arguments(parser: Parser) -> None:
     parser.add_argument(
         "config",
-        help="YAML file, or a shipped one by its name, such as adapt/new_behavior; with --mode "
-        "label the model folder",
+        help=(
+            "YAML file, or the name of a shipped one, such as adapt/new_behavior; with "
+            "--mode label: the model folder"
+        ),
     )
     parser.add_argument(
         "overrides",
         nargs="*",
-        help="settings, for example base=runs/mine/model data.path=DIR out=RUN; with --mode label "
-        "also the files of the log",
+        help=(
+            "settings, for example base=runs/mine/model data.path=DIR out=RUN; with --mode "
+            "label: also the log files"
+        ),
     )
     parser.add_argument(
         "--mode",
         choices=(*get_args(Mode), MODE),
-        help="what is transferred and trained, instead of the file's",
+        help="which weights are reused and which are trained; overrides the configuration",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the latest checkpoint of out=RUN"
+        "--resume", action="store_true", help="continue from the latest checkpoint of out=RUN"
     )
     label_arguments(parser)
     encoding_argument(parser)
@@ -83,7 +87,7 @@ def _finetune(arguments: Arguments) -> Any:
 
 def _universal_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "config", help="YAML file, or a shipped one by its name, such as universal/shipped"
+        "config", help="YAML file, or the name of a shipped one, such as universal/shipped"
     )
     parser.add_argument(
         "overrides", nargs="*", help="settings, for example out=DIR questions.git.path=data/git"
@@ -104,30 +108,30 @@ def _universal(arguments: Arguments) -> Any:
 COMMANDS: dict[str, Command] = {
     "train": Command(
         "pretrain a model (one process; on several GPUs: accelerate launch train.py ...)",
-        "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine\n"
-        "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine "
+        "  behavegpt train memory data.path=data/mine out=runs/mine\n"
+        "  behavegpt train small data.path=data/mine out=runs/mine "
         "loss.name=cross_entropy train.seed=1\n"
-        "  behavegpt train configs/small.yaml data.path=data/mine out=runs/mine --resume",
+        "  behavegpt train small data.path=data/mine out=runs/mine --resume",
         _train_arguments,
         _train,
     ),
     "pretrain-universal": Command(
         "train the universal model's mixer on several logs at once",
-        "  behavegpt pretrain-universal configs/universal/shipped.yaml out=runs/universal\n"
-        "  behavegpt pretrain-universal configs/universal/tiny.yaml out=runs/try worlds=10",
+        "  behavegpt pretrain-universal universal/shipped out=runs/universal\n"
+        "  behavegpt pretrain-universal universal/tiny out=runs/try worlds=10",
         _universal_arguments,
         _universal,
     ),
     "finetune": Command(
-        "adapt a pretrained model to new behaviors, another domain, or a label of users",
-        "  behavegpt finetune configs/adapt/new_behavior.yaml base=runs/mine/model "
-        "data.path=data/new out=runs/new\n"
-        "  behavegpt finetune configs/adapt/cross_domain.yaml base=runs/mine/model "
+        "adapt a pretrained model to new behaviors, another domain, or a user label",
+        "  behavegpt finetune adapt/new_behavior base=runs/mine/model data.path=data/new "
+        "out=runs/new\n"
+        "  behavegpt finetune adapt/cross_domain base=runs/mine/model "
         "data.path=data/shop out=runs/shop\n"
-        "  behavegpt finetune configs/adapt/cross_domain.yaml --mode lora base=runs/mine/model "
+        "  behavegpt finetune adapt/cross_domain --mode lora base=runs/mine/model "
         "data.path=data/shop out=runs/lora adapt.lora.rank=16\n"
-        "  behavegpt finetune runs/mine/model log.parquet --mode label --labels churn.csv "
-        "--at 2026-09-01 out=runs/churn",
+        "  behavegpt finetune runs/mine/model log.parquet --mode label --labels "
+        "churn.csv --at 2026-09-01 out=runs/churn",
         _finetune_arguments,
         _finetune,
     ),

@@ -12,9 +12,9 @@ from behavegpt.cli.filters import read_labels
 
 def _change_arguments(parser: Parser, labels: str) -> None:
     """What `add` and `retire` take; `labels`: what is named."""
-    parser.add_argument("model", type=Path, help="model folder, which stays as it is")
+    parser.add_argument("model", type=Path, help="model folder; it is not changed")
     parser.add_argument(
-        "labels", nargs="+", metavar="LABEL", help=f"{labels}; @FILE reads them, one a line"
+        "labels", nargs="+", metavar="LABEL", help=f"{labels}; @FILE reads them, one per line"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the new model")
 
@@ -27,8 +27,8 @@ def _retire(arguments: Arguments) -> Any:
 
     if is_universal(arguments.model):
         raise ConfigError(
-            f"{arguments.model} has the labels of the log that it counts; leave behaviors out "
-            "with --exclude, or count a log without them."
+            f"{arguments.model} has the labels of the log that it counts; use --exclude, "
+            "or count a log without these behaviors."
         )
     told = retire(arguments.model, read_labels(arguments.labels), arguments.out)
     say(f"{told['retired']:,} of {told['behaviors']:,} behaviors retired: {arguments.out}")
@@ -43,22 +43,22 @@ def _add(arguments: Arguments) -> Any:
 
     if is_universal(arguments.model):
         raise ConfigError(
-            f"{arguments.model} has the labels of the log that it counts; count a log that holds "
-            "them."
+            f"{arguments.model} has the labels of the log that it counts; count a log "
+            "that contains them."
         )
     told = add_behaviors(arguments.model, read_labels(arguments.labels), arguments.out)
     back = f", {told['back']:,} retired ones are back" if told["back"] else ""
     say(f"{told['added']:,} behaviors added to {told['known']:,}{back}: {arguments.out}")
     for name in told["left"]:
-        say(f"left out, as it is of the old behaviors: {name}")
+        say(f"not copied, because it covers only the old behaviors: {name}")
     return {"out": str(arguments.out), **told}
 
 
 VOCABULARY = Group(
-    "the behaviors of a trained model",
+    "change which behaviors a trained model can predict",
     {
         "retire": Command(
-            "behaviors that are never predicted any more, and still read in histories",
+            "never predict these behaviors again (histories may still contain them)",
             "  behavegpt vocabulary retire runs/mine/model news mail --out runs/mine/without\n"
             "  behavegpt vocabulary retire runs/mine/model @sold_out.txt --out runs/mine/without",
             partial(_change_arguments, labels="behaviors"),
@@ -66,7 +66,7 @@ VOCABULARY = Group(
             {"out": Output("whole")},
         ),
         "add": Command(
-            "new behaviors, without training: predicted once histories hold them",
+            "add new behaviors without training (predicted once a history contains them)",
             "  behavegpt vocabulary add runs/mine/model podcast maps --out runs/mine/with\n"
             "  behavegpt vocabulary add runs/mine/model @new_items.txt --out runs/mine/with",
             partial(_change_arguments, labels="new behaviors"),

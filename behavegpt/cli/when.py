@@ -19,17 +19,20 @@ def when_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--when",
         action="store_true",
-        help="the time to the next event, with 50%% and 90%% intervals, and the behaviors within a "
-        "horizon; `behavegpt when` learns it, `universal` from the log itself",
+        help=(
+            "predict the time to the next event, with 50%% and 90%% intervals, and the "
+            "behaviors within a horizon; needs `behavegpt when`, or `universal`"
+        ),
     )
     parser.add_argument(
-        "--within", metavar="SPAN", help="the horizon of --when: 7d (the default), '36 hours'"
+        "--within", metavar="SPAN", help="horizon for --when: 7d (the default), '36 hours'"
     )
     parser.add_argument(
         "--now",
         metavar="TIME",
-        help="of --when: the time of asking; later events are not read (default: each user's last "
-        "event)",
+        help=(
+            "current time for --when; later events are ignored (default: each user's last event)"
+        ),
     )
 
 
@@ -45,10 +48,12 @@ def tell_when(arguments: Arguments) -> Any:
     from behavegpt.errors import ConfigError
 
     if not arguments.when:
-        raise ConfigError("--within and --now are options of --when; add it, or leave them out.")
+        raise ConfigError("--within and --now need --when; add it, or remove them.")
     for name in _WITHOUT:
         if getattr(arguments, name):
-            raise ConfigError(f"--{name.replace('_', '-')} has no meaning with --when; leave one.")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} cannot be combined with --when; remove one of them."
+            )
 
     given = given_options(arguments, ("within", "now"))
     predictor, logs = load_with_logs(arguments)
@@ -83,13 +88,11 @@ def _span(seconds: float | None) -> str:
 
 
 def _when_arguments(parser: Parser) -> None:
-    parser.add_argument("model", type=Path, help="model folder, which gets timing.json")
+    parser.add_argument("model", type=Path, help="model folder; timing.json is written into it")
     parser.add_argument(
-        "data", type=Path, help="prepared folder: training is learned from, validation calibrates"
+        "data", type=Path, help="prepared folder: training fits, validation calibrates"
     )
-    parser.add_argument(
-        "--within", metavar="SPAN", help="horizon of the behaviors that are scored (default 7d)"
-    )
+    parser.add_argument("--within", metavar="SPAN", help="horizon for the evaluation (default 7d)")
 
 
 def _when(arguments: Arguments) -> Any:
@@ -112,13 +115,13 @@ def _when(arguments: Arguments) -> Any:
     seconds = span_seconds(check_settings(WhenOptions, given, "when").within)
     if is_universal(arguments.model):
         raise ConfigError(
-            f"{arguments.model} learns times from the log that it counts: behavegpt predict "
-            f"{arguments.model} LOG --when."
+            f"{arguments.model} learns times from the log that it counts; run: behavegpt "
+            f"predict {arguments.model} LOG --when"
         )
     if shipped_folder(arguments.model):
         raise ConfigError(
-            f"{arguments.model} lies in the package, where nothing is written; copy its folder "
-            "(`behavegpt models` names it) and learn times there."
+            f"{arguments.model} is part of the package, which is read-only; copy its "
+            "folder (see `behavegpt models`) and run this on the copy."
         )
 
     folder = model_folder(arguments.model)
@@ -157,7 +160,7 @@ def _show_figures(arguments: Arguments, figures: dict[str, Any]) -> None:
 
 COMMANDS: dict[str, Command] = {
     "when": Command(
-        "learn when users act next, from the gaps of a prepared folder",
+        "learn when users act next, from the gaps between events in a prepared folder",
         "  behavegpt when runs/mine/model data/mine\n"
         "  behavegpt predict runs/mine/model new_logs.csv --when --within 7d",
         _when_arguments,

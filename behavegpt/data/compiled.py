@@ -57,7 +57,8 @@ def kernel(function: Callable[..., Any]) -> Any:
 def _warn_of_no_cache() -> None:
     """Once: each of some twenty kernels would say it."""
     warnings.warn(
-        "no folder can be written that keeps compiled code, so each process compiles anew, for "
-        "some ten seconds: set NUMBA_CACHE_DIR to a folder that this user may write",
+        "compiled code cannot be cached, because no cache folder is writable, so every "
+        "process spends some ten seconds compiling: set NUMBA_CACHE_DIR to a writable "
+        "folder",
         stacklevel=3,
     )

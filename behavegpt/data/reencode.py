@@ -86,10 +86,10 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
 
     if lines:
         raise CheckpointError(
-            f"{store.path} is not the kind of data this model was trained for: {'; '.join(lines)}. "
-            "Adapt the model: behavegpt finetune configs/adapt/new_behavior.yaml base=MODEL "
-            f"data.path={store.path} out=RUN (cross_domain.yaml for another domain); or predict "
-            "from raw logs with `behavegpt predict`."
+            f"{store.path} does not match the schema this model was trained with: "
+            f"{'; '.join(lines)}. Adapt the model: behavegpt finetune adapt/new_behavior "
+            f"base=MODEL data.path={store.path} out=RUN (adapt/cross_domain for another "
+            "domain); or predict from raw logs with `behavegpt predict`."
         )
 
     hashes = {field: v.hash for field, v in tokenizer.vocabulary.items()}

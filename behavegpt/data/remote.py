@@ -96,7 +96,7 @@ def _manifest(files: Any, root: str, url: str) -> Manifest:
             f"{url}: not a prepared folder (no dataset.json); check the address."
         ) from None
     except (ValidationError, ValueError) as error:
-        raise DataError(f"{url}/dataset.json: damaged ({error}); copy the folder anew.") from None
+        raise DataError(f"{url}/dataset.json: damaged ({error}); copy the folder again.") from None
     except Exception as error:  # whatever the file system's library raises
         raise DataError(
             f"{url}: cannot be read ({type(error).__name__}: {error}); check address and access."
@@ -105,7 +105,7 @@ def _manifest(files: Any, root: str, url: str) -> Manifest:
     # it becomes the name of a folder: nothing but the digits of a hash may stand there
     if not manifest.content_hash.isalnum():
         raise DataError(
-            f"{url}/dataset.json: names that `prepare` does not write; copy the folder anew."
+            f"{url}/dataset.json: names that `prepare` does not write; copy the folder again."
         )
     return manifest
 
@@ -134,11 +134,11 @@ def _check(folder: Path, manifest: Manifest, url: str) -> None:
         actual = hash_folder(folder, manifest.event_schema, vocabulary, list(manifest.columns))
     except (DataError, OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(
-            f"{url}: damaged ({error}); copy the folder anew from where it was prepared."
+            f"{url}: damaged ({error}); copy the folder again from its source."
         ) from None
     if not same or actual != manifest.content_hash:
         raise DataError(
             f"{url}: what was fetched has another content hash than dataset.json says "
             f"({actual[:12]}…, not {manifest.content_hash[:12]}…): damaged, or replaced meanwhile. "
-            "Try again, or copy the folder anew."
+            "Try again, or copy the folder again."
         )

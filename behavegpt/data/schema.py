@@ -28,9 +28,9 @@ class EventSchema(Settings):
     """Columns and time rules of an event log: x = (weekday, time slot, location, event) of section
     2.2.
 
-    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is another
-    one. So are 7 and 7.0 where all labels of the column are numbers: `label_rules` says how each
-    column's values are written.
+    Labels are text everywhere: `7`, `"7"` and a CSV's 7 are the same event, and `007` is a
+    different one. 7 and 7.0 are the same if all labels of the column are numbers: `label_rules`
+    defines the notation of each column.
     """
 
     user: str = Field(description="column of the user id")
@@ -42,21 +42,21 @@ class EventSchema(Settings):
     behavior: str | None = Field(
         None, description="column of the behavior to predict; null: the event itself"
     )
-    extra: tuple[str, ...] = Field((), description="further categorical input columns")
+    extra: tuple[str, ...] = Field((), description="additional categorical input columns")
     numeric: tuple[str, ...] = Field(
         (),
-        description="numeric input columns, cut into ranges by quantiles of the training split",
+        description="numeric input columns, binned by quantiles of the training split",
         # not written where there is none: hashes of folders of before stay what they are
         exclude_if=lambda columns: not columns,
     )
     user_features: tuple[str, ...] = Field(
         (),
-        description="categorical columns of a table of users, read at each of a user's events",
+        description="categorical columns of the user table, added to each of a user's events",
         exclude_if=lambda columns: not columns,
     )
     user_numeric: tuple[str, ...] = Field(
         (),
-        description="numeric columns of the table of users, cut into ranges as `numeric` is",
+        description="numeric columns of the user table, binned like `numeric`",
         exclude_if=lambda columns: not columns,
     )
     order: str | None = Field(
@@ -69,13 +69,13 @@ class EventSchema(Settings):
         # not written where there is none: hashes of folders of before stay what they are
         exclude_if=lambda column: column is None,
     )
-    tz: str = Field("UTC", description="IANA zone in which weekday and slot are told")
+    tz: str = Field("UTC", description="IANA time zone used for weekday and time slot")
     naive_time: Literal["local", "utc"] = Field(
-        "local", description="what a time without zone means"
+        "local", description="how to read times without a zone: in `tz`, or as UTC"
     )
     time_unit: Literal["auto", "s", "ms", "us", "ns", "excel"] = Field(
         "auto",
-        description="unit of numbers: of an epoch since 1970, or excel: days since 1899-12-30",
+        description="unit of numeric times: since 1970, or excel: days since 1899-12-30",
     )
     time_format: tuple[str, ...] = Field(
         (), description="strptime formats; none: ISO times and numbers, or guessed"
@@ -84,7 +84,7 @@ class EventSchema(Settings):
         0,
         ge=0,
         lt=1 << 63,
-        description="seed of the random order of simultaneous events",
+        description="seed for shuffling simultaneous events",
         # not written where it is 0: hashes of folders and checkpoints of before stay what they are
         exclude_if=lambda seed: seed == 0,
     )
@@ -92,7 +92,7 @@ class EventSchema(Settings):
     label_rules: dict[str, str] = Field(
         {},
         description=(
-            "field -> how its values are written as labels (data/labels.py); found out by prepare"
+            "field -> how its values are written as labels (data/labels.py); determined by prepare"
         ),
     )
 
@@ -103,7 +103,9 @@ class EventSchema(Settings):
             zoneinfo.ZoneInfo(value)
         # OSError: the name of a folder of zones, such as Europe
         except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("not an IANA time zone; write one like Europe/London or UTC") from None
+            raise ValueError(
+                "not an IANA time zone; write one such as Europe/London or UTC"
+            ) from None
         return value
 
     @field_validator("time_format", mode="before")
@@ -133,7 +135,7 @@ class EventSchema(Settings):
     def _known_rules(cls, value: dict[str, str]) -> dict[str, str]:
         unknown = sorted(set(value.values()) - RULES.keys())
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is no rule of labels; known: {', '.join(RULES)}")
+            raise ValueError(f"{unknown[0]!r} is not a label rule; known: {', '.join(RULES)}")
         return value
 
     @model_validator(mode="after")
@@ -151,11 +153,11 @@ class EventSchema(Settings):
                 )
 
         if len(set(further)) < len(further):
-            raise ValueError("an extra or numeric column or a user's feature is named twice")
+            raise ValueError("an extra column, numeric column or user feature is listed twice")
         # the same name would be two things in a request, which has a user's events and features
         shared = sorted({self.user, self.time, self.event} & set(self.features))
         if shared:
-            raise ValueError(f"the user's feature {shared[0]!r} is a column of the log's own")
+            raise ValueError(f"the user feature {shared[0]!r} is also a column of the log")
         if len({self.user, self.time, self.event}) < 3:
             raise ValueError("user, time and event must be three different columns")
         if self.group in (self.user, self.event):
@@ -174,7 +176,7 @@ class EventSchema(Settings):
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What is known of the users themselves: columns of the table of users."""
+        """User features: columns of the user table."""
         return (*self.user_features, *self.user_numeric)
 
     @property
@@ -231,7 +233,7 @@ def renamed(schema: EventSchema, changes: Mapping[str, Any]) -> EventSchema:
             else name in ROLES and getattr(schema, name) is None
         )
         if absent:
-            raise ConfigError(f"the model has no {name}; leave --{name} out.")
+            raise ConfigError(f"the model has no {name}; remove --{name}.")
 
     settings = {**schema.model_dump(), **changes}
     # else the model's column of the event would count as a behavior of its own under another name

@@ -179,10 +179,8 @@ class EventStore:
 
 
 def open_store(path: str | Path) -> EventStore:
-    """Open a folder written by `prepare`, here or at an address like s3://bucket/folder
-    (remote.py).
-
-    Raises DataError when it is not one, or is damaged.
+    """Open a folder written by `prepare`, local or remote, such as s3://bucket/folder (remote.py).
+    Raises DataError if it is not one, or is damaged.
     """
     from behavegpt.data.remote import fetch, is_remote  # they import this module
     from behavegpt.data.ties import warn_of_ties

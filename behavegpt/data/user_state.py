@@ -180,6 +180,11 @@ class StatesOfHistories(Mapping[str, UserState]):
         self._spec.take_up(state, {name: values[begin:end] for name, values in columns})
         return state
 
+    @property
+    def histories(self) -> EncodedHistories:
+        """The log's histories, in ids."""
+        return self._histories
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

@@ -46,7 +46,7 @@ def convert(
     """
     if name not in CONVERTERS:
         raise DataError(
-            f"{name!r} is no known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}"
+            f"{name!r} is not a known public log. {closest(name, [*ELSEWHERE, *CONVERTERS])}"
         )
 
     converter, out = CONVERTERS[name], local_path(out)

@@ -87,7 +87,7 @@ def open_repository(source: Path) -> Repository:
 
     if _ask(folder, "rev-parse", "--verify", "--quiet", "HEAD^{commit}") is None:
         raise DataError(
-            f"{source}: the repository has no commits yet (HEAD names none); leave it out."
+            f"{source}: the repository has no commits yet (HEAD names none); remove it."
         )
 
     folder = folder.parent if folder.name == ".git" else folder

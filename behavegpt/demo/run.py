@@ -32,9 +32,9 @@ from behavegpt.universal.model import load_universal
 
 STAGES = 7  # that the console counts
 NOT_HELD_OUT = (
-    "the universal model's weights, from which the trained model starts, come with the package; "
-    "this shop was among the logs they were trained on, without its test events. Held out, it has "
-    ".2472 weighted and .2017 macro recall (docs/universal.md)."
+    "The row “universal” is the model that ships with the package, from which this one starts. "
+    "Its training logs included this shop, without the test events; trained without this shop, it "
+    "reaches .2472 weighted and .2017 macro recall (docs/universal.md)."
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3

@@ -53,7 +53,7 @@ class ExportSettings(Settings):
         ("last", "mean"), min_length=1, description="parts of a vector: " + ", ".join(NAMES)
     )
     half_life: Annotated[Real, Field(gt=0)] = Field(
-        7.0, description="days after which an event counts half, for the decayed parts"
+        7.0, description="half-life of the decayed parts, in days"
     )
     scale: Literal["standard", "unit", "none"] = Field(
         "standard",
@@ -71,7 +71,7 @@ class ExportSettings(Settings):
         "float16", description="of embeddings.npy; an entry has float16"
     )
     block_users: int = Field(
-        8192, ge=1, description="users worked on, and kept when the run is killed, at a time"
+        8192, ge=1, description="users per block; finished blocks survive a kill"
     )
 
 
@@ -144,7 +144,7 @@ def _work_folder(out: Path, overwrite: bool, state: PartialState) -> Path:
 
     if out.exists() and not overwrite:
         raise ConfigError(
-            f"{out} exists already; choose another folder, or replace it with --overwrite."
+            f"{out} already exists; choose another folder, or replace it with --overwrite."
         )
 
     work.mkdir(exist_ok=True)
@@ -242,8 +242,8 @@ def _begin_or_continue(
     different = _differences(manifest, facts)
     if different:
         raise ConfigError(
-            f"{work} holds an unfinished export that differs in its {different[0]}: finish it, or "
-            "begin anew with --overwrite."
+            f"{work} contains an unfinished export whose {different[0]} differ; finish that one, "
+            "or start over with --overwrite."
         )
 
 

@@ -76,7 +76,7 @@ def widths(model: BehaveGPTForBehaviorPrediction, pool: Sequence[str]) -> list[i
         raise ConfigError(
             f"the part {BEHAVIORS!r} is what the model predicts, and this one is given the "
             f"{' and '.join(config.given)} of the event that it predicts, which a vector does not "
-            f"know; leave it out: {', '.join(POOLS)}."
+            f"know; remove it: {', '.join(POOLS)}."
         )
     return [
         min(config.num_behaviors, MOST_BEHAVIORS) if name == BEHAVIORS else config.hidden_size

@@ -7,10 +7,9 @@ saw together with the one before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,17 +17,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from behavegpt.data.loader import columns_of
+from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST, PAD, UNKNOWN
 from behavegpt.errors import CheckpointError
 from behavegpt.generation.calibration import log_odds_of_slots
-from behavegpt.generation.field_odds import PREFIX, odds_of_fields
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.ragged import owners, ranges
 
 FILE = "links.safetensors"
 GAP_ODDS = "gap_odds"
 PAIRS = (("behavior", "event"), ("event", "location"))  # given -> drawn
+LEAN = 10.0  # events: as many as are needed before half of what they say together is believed
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,10 @@ class Link:
 
     def allowed(self, given: torch.Tensor, size: int) -> torch.Tensor:
         """(N, size) bool: True at ids that occur with `given` (N,); all True where none does."""
-        index = given.cpu().numpy()
-        low, high = self.pointer[index], self.pointer[index + 1]
-
+        low, high = self._entries(given.cpu().numpy())
         row, entry = owners(high - low), ranges(low, high - low)
 
-        mask = torch.zeros(len(index), size, dtype=torch.bool)
+        mask = torch.zeros(len(low), size, dtype=torch.bool)
         mask[torch.from_numpy(row), torch.from_numpy(self.ids[entry])] = True
         # where nothing was seen together, nothing is ruled out
         mask[torch.from_numpy(low == high)] = True
@@ -64,7 +62,8 @@ class Link:
         """
         # each different `given` once, as many rows share it
         values, place = given.unique(return_inverse=True)
-        ids = [self.ids[self.pointer[v] : self.pointer[v + 1]] for v in values.tolist()]
+        spans = zip(*self._entries(values.cpu().numpy()), strict=True)
+        ids = [self.ids[low:high] for low, high in spans]
         anything = np.arange(PAD + 1, head.out_features)
         ids = [those if len(those) else anything for those in ids]
 
@@ -79,32 +78,67 @@ class Link:
             allowed[rows, : len(those)] = columns
         return scores, allowed
 
+    def log_lift(self, given: torch.Tensor, size: int) -> torch.Tensor:
+        """(N, size) float32: how much likelier each id is beside `given` (N,) than beside anything,
+        as a logarithm; 0 where nothing is known.
+
+        Added to the logits of a head that does not know `given`, it gives the probability of an id
+        by both, as far as each of them tells something else.
+        """
+        low, high = self._entries(given.cpu().numpy())
+        row, entry = owners(high - low), ranges(low, high - low)
+
+        seen = np.zeros((len(low), size))
+        seen[row, self.ids[entry]] = self.counts[entry]
+        overall = np.bincount(self.ids, self.counts, size)  # (size,)
+        share = overall / max(1, overall.sum())
+
+        # few events lean to what the id does anywhere
+        beside = (seen + LEAN * share) / (seen.sum(1, keepdims=True) + LEAN)
+        lift = np.log(np.divide(beside, share, out=np.ones_like(beside), where=share > 0))
+        return torch.from_numpy(lift.astype(np.float32)).to(given.device)
+
     def most_frequent(self, given: np.ndarray) -> np.ndarray:
         """The id (N,) that occurs most often with each of `given` (N,); 0 where none does."""
         most = np.full(len(self.pointer) - 1, PAD, np.int64)
         order = np.argsort(self.counts, kind="stable")
         owner = np.repeat(np.arange(len(most)), np.diff(self.pointer))
         most[owner[order]] = self.ids[order]  # the last one written is the most frequent
-        return most[given]
+        known = given < len(most)
+        return np.where(known, most[np.where(known, given, 0)], PAD)
+
+    def _entries(self, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the entries of the ids `given` (N,) begin and end; an id that came after training
+        (`vocabulary add`) has none."""
+        known = given < len(self.pointer) - 1
+        index = np.where(known, given, 0)
+        low = np.where(known, self.pointer[index], 0)
+        return low, np.where(known, self.pointer[index + 1], 0)
 
 
 class Links(dict[tuple[str, str], Link]):
     """Pairs of fields -> which of their ids go together; and, if it was measured, how gaps depend
-    on the slot and numbers on the behavior."""
+    on the slot."""
 
     gap_odds: torch.Tensor | None = None  # (slots, buckets), see calibration.log_odds_of_slots
-    # numeric field -> (ids of behaviors, ids), see field_odds.py
-    field_odds: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def learn_links(model: BehaveGPTForBehaviorPrediction, store: EventStore) -> Links:
-    """All that generation takes from the training data: pairs, the gap head's corrections by slot,
-    and those of numbers by behavior."""
+    """All that generation takes from the training data: pairs, what further fields that have a head
+    go with, and the gap head's corrections by slot."""
     links = count_links(store)
+    for field in further_fields(model.config.next_heads or (), store.schema):
+        train = np.asarray(store.columns["split"]) == TRAIN
+        behavior, drawn = store.column("behavior")[train], store.columns[field][train]
+        links["behavior", field] = count_link(behavior, drawn, len(store.behaviors), UNKNOWN)
     if "gap" in (model.config.next_heads or ()):
         links.gap_odds = log_odds_of_slots(model, store)
-    links.field_odds = odds_of_fields(model, store)
     return links
+
+
+def further_fields(heads: Sequence[str], schema: EventSchema) -> list[str]:
+    """The extra and numeric columns among the fields that have a head."""
+    return [field for field in (*schema.extra, *schema.numeric) if field in heads]
 
 
 def count_links(store: EventStore) -> Links:
@@ -149,7 +183,6 @@ def save_links(links: Links, folder: Path) -> None:
         parts |= {f"{given}.{drawn}.{name}": values for name, values in vars(link).items()}
     if links.gap_odds is not None:
         parts[GAP_ODDS] = links.gap_odds.numpy()
-    parts |= {PREFIX + field: odds.numpy() for field, odds in links.field_odds.items()}
     save_file(parts, folder / FILE)
 
 
@@ -178,17 +211,13 @@ def load_links(folder: Path) -> Links:
     try:
         parts = load_file(folder / FILE)
         odds = parts.pop(GAP_ODDS, None)
-        of_fields = [name for name in parts if name.startswith(PREFIX)]
-        field_odds = {
-            name.removeprefix(PREFIX): torch.from_numpy(parts.pop(name)) for name in of_fields
-        }
-        pairs = dict.fromkeys((name.split(".")[0], name.split(".")[1]) for name in parts)
+        # a column's name may hold dots
+        pairs = dict.fromkeys(tuple(name.rpartition(".")[0].split(".", 1)) for name in parts)
         links = Links({})
         for given, drawn in pairs:
             link = [parts[f"{given}.{drawn}.{part}"] for part in ("pointer", "ids", "counts")]
             links[given, drawn] = Link(*link)
         links.gap_odds = None if odds is None else torch.from_numpy(odds)
-        links.field_odds = field_odds
         return links
     except (SafetensorError, KeyError, IndexError, OSError) as error:
         raise CheckpointError(

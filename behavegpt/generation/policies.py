@@ -23,6 +23,7 @@ class Source(Enum):
     HEAD = "head"
     CONSTRAINED_HEAD = "head, among those of the {given} in training"
     FREE_HEAD = "head, whatever the {given}"
+    WEIGHED_HEAD = "head, weighed by how often it goes with the {given} in training"
     FIRST_HEAD = "head, before the behavior, which is given it"
     OBSERVED = "observed"
     TYPICAL = "typical"
@@ -55,6 +56,7 @@ class Policies:
     slot_head: bool = False  # whether the time of the day within the gap is the slot head's
     training_hours: bool = False  # whether gaps are corrected by what training's were at that hour
     drawn: tuple[str, ...] = ()  # further fields that have a head
+    weighed: tuple[str, ...] = ()  # of these, those that the drawn behavior has a say in
 
     @property
     def needs_own_past(self) -> bool:
@@ -71,6 +73,8 @@ class Policies:
             if source is not None:
                 fields[field] = source.value.format(given=GIVEN[field])
         fields |= dict.fromkeys(self.drawn, Source.HEAD.value)
+        weighed = Source.WEIGHED_HEAD.value.format(given="behavior")
+        fields |= dict.fromkeys(self.weighed, weighed)
         return fields | dict.fromkeys(self.copied, Source.LAST.value)
 
 
@@ -93,8 +97,8 @@ def choose_policies(
         event = Source.HEAD if "event" in heads else Source.TYPICAL
     if event is Source.TYPICAL and ("behavior", "event") not in links:
         raise ConfigError(
-            "the model has no event head, so nothing tells the event of a drawn behavior; train "
-            f"with {TRAIN_HEADS}, or give the prepared training data: --data DIR."
+            "the model has no event head, so it cannot generate events; train with "
+            f"{TRAIN_HEADS}, or pass the prepared training data: --data DIR."
         )
 
     # a place that the behavior is given is drawn before it, so no event can limit it
@@ -108,6 +112,7 @@ def choose_policies(
         place,
         _constrained("event", event, links),
         drawn=tuple(field for field in further if field in heads),
+        weighed=tuple(f for f in further if f in heads and ("behavior", f) in links),
         copied=tuple(field for field in further if field not in heads),
         slot_head=time.is_head and "slot" in heads,
         training_hours=time.is_head and settings.hours and links.gap_odds is not None,
@@ -121,8 +126,8 @@ def _source(field: str, policy: Policy, head: str, heads: list[str]) -> Source:
         return Source.HEAD if head in heads else Source.OBSERVED
     if policy == "head" and head not in heads:
         raise ConfigError(
-            f"the model has no {head} head; choose the policy observed or typical for the {field}, "
-            f"or train with {TRAIN_HEADS}."
+            f"the model has no {head} head; use the policy observed or typical for the "
+            f"{field}, or train with {TRAIN_HEADS}."
         )
     return Source(policy)
 

@@ -15,7 +15,7 @@ from behavegpt.tabular import Tabular
 
 @dataclass(frozen=True, repr=False)
 class Generated(Tabular):
-    """R drawn events of U users, sorted by user, sample and step; each column (R,)."""
+    """R generated events of U users, sorted by user, sample and step; each column (R,)."""
 
     users: pa.StringArray  # (U,) labels
     # user (index), sample, step, time (epoch seconds), gap (seconds), ids of the fields

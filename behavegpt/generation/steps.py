@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from behavegpt.data.times import calendar
 from behavegpt.data.vocabulary import FIRST, UNKNOWN
 from behavegpt.generation.constraints import Link, Links
-from behavegpt.generation.field_odds import odds_given
 from behavegpt.generation.incremental import IncrementalModel, Next
 from behavegpt.generation.policies import Policies, Source
 from behavegpt.generation.sampling import agree, choose, time_in_bucket
@@ -73,11 +72,7 @@ class Rollout:
             following, placed = self._given(following, draws, new)
             new |= self._what(following, draws, placed)
             for field, column in zip(further, numbers[width:], strict=True):
-                scores = _among(following.heads[field], UNKNOWN, None, following.hidden)
-                odds = self.links.field_odds.get(field)
-                if odds is not None:  # a number goes with what is done
-                    scores = scores + odds_given(odds, new["behavior"]).to(scores)
-                new[field] = self._choose(scores, column).cpu().numpy()
+                new[field] = self._further(field, following, new["behavior"], column)
 
             state.time = state.time + new["gap"]
             going_on = state.time <= state.horizon  # (N,) bool
@@ -231,6 +226,17 @@ class Rollout:
         assert self.state.own is not None
         numbers = draws.location if source is Source.OBSERVED else None
         return self.state.own.like("location", "event", event.cpu().numpy(), numbers)[0]
+
+    def _further(
+        self, field: str, following: Next, behavior: np.ndarray, numbers: np.ndarray
+    ) -> np.ndarray:
+        """Ids (N,) of a further field beside the behaviors (N,) that were drawn."""
+        given = self._on_device(behavior)
+        scores = _among(following.heads[field], UNKNOWN, None, given)
+        link = self.links.get(("behavior", field))
+        if link is not None:
+            scores = scores + link.log_lift(given, scores.shape[1])
+        return np.asarray(self._choose(scores, numbers).cpu().numpy())
 
     def _choose(self, scores: Tensor, numbers: np.ndarray) -> Tensor:
         """One id (N,) for each row of scores (N, ids) by uniform numbers (N,)."""

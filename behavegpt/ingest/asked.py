@@ -67,7 +67,7 @@ def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy
             known = f"the {' and '.join(given)} alone" if given else "nothing"
             raise ConfigError(
                 f"{whose} is given {known} of the event that it predicts, so `{argument}` would "
-                f"change nothing; leave it out, or {remedy}. On the command line it is "
+                f"change nothing; remove it, or {remedy}. On the command line it is "
                 f"{OPTIONS[argument]}."
             )
 
@@ -191,6 +191,6 @@ def _label(value: Any) -> str:
             "stands in the log, as text or a whole number."
         )
     if value == "":
-        raise DataError("location: an empty place; write one as it stands in the log.")
+        raise DataError("location: empty place; write one that occurs in the log.")
 
     return str(value)

@@ -102,8 +102,8 @@ def first_column(
     # two columns alike: a guess would be a coin toss
     if len(best) > 1 and ranks[best[0]] == ranks[best[1]]:
         raise DataError(
-            f"{sample.logs.name}: {best[0]!r} and {best[1]!r} could both be the {role}; name one "
-            f"with --{role} COLUMN."
+            f"{sample.logs.name}: {best[0]!r} and {best[1]!r} could both be the {role} "
+            f"column; choose one with --{role} COLUMN."
         )
 
     if best:
@@ -111,8 +111,8 @@ def first_column(
 
     if role in REQUIRED:
         raise DataError(
-            f"{sample.logs.name}: no column looks like the {role}; name it with --{role} COLUMN. "
-            f"Columns: {', '.join([*sample.logs.columns, *sample.logs.nested][:30])}."
+            f"{sample.logs.name}: no column looks like the {role} column; name it with --{role} "
+            f"COLUMN. Columns: {', '.join([*sample.logs.columns, *sample.logs.nested][:30])}."
             f"{_passed_over(sample, role)}"
         )
     return None

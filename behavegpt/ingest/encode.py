@@ -142,7 +142,7 @@ def keep_users(
     accepted = int(counts.sum())
     rows_read = accepted + int(rejected.sum())
     if not rows_read:
-        raise DataError(f"{plan.source.name}: no rows; name logs that hold events.")
+        raise DataError(f"{plan.source.name}: no rows; name logs that contain events.")
 
     kept = counts >= max(1, min_events)  # (user codes,)
     if accepted and not kept.any():

@@ -13,10 +13,7 @@ from behavegpt.ingest.log_file import LogFile
 def expand(log: str) -> list[Path]:
     """The files of a path, a glob or a folder, sorted. Raises DataError where there is none."""
     if not log.strip():
-        raise DataError(
-            "an empty path was named as a log (is a variable of your shell not set?); name a file "
-            "or folder."
-        )
+        raise DataError("empty log path (is a shell variable not set?); name a file or folder.")
 
     path = Path(os.path.expanduser(log))
     if path.is_file():

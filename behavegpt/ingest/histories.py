@@ -112,7 +112,7 @@ def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
         if near:
             raise DataError(
                 f"the events have no {schema.user!r} (the user), but {near!r}; rename it to "
-                f"{schema.user!r}, or leave it out if all events are one user's."
+                f"{schema.user!r}, or remove it if all events belong to one user."
             )
         # the list is one history
         columns[schema.user] = [ONLY_USER] * len(rows)

@@ -84,8 +84,10 @@ def check_free(out: Path, overwrite: bool) -> None:
         return
     # never a folder of something else, whatever --overwrite says
     if not out.is_dir() or not (out / "dataset.json").is_file():
-        raise DataError(f"{out}: exists and is not a prepared folder; name another one with --out.")
+        raise DataError(
+            f"{out}: exists and is not a prepared folder; choose another one with --out."
+        )
     if not overwrite:
         raise DataError(
-            f"{out}: holds prepared data already; name another folder or pass --overwrite."
+            f"{out}: already contains prepared data; choose another folder, or pass --overwrite."
         )

@@ -90,13 +90,13 @@ def prepare(
     progress: Tell | None = None,
     **options: Unpack[PrepareArguments],
 ) -> EventStore:
-    """Write the prepared folder `out` and open it; columns are guessed without a schema. Raises
+    """Write the prepared folder `out` and open it; without a schema, columns are guessed. Raises
     DataError.
 
     The options are those of Preparation: `split`, `min_events`, `min_count`, `max_vocabulary`,
     `max_reject_share`, `time_range`, `memory`, `threads`, `overwrite`, `engine`, `spark_master`,
-    `encoding` and `users`, a table of the users' features. Both engines write the same bytes; with
-    Spark the logs and `out` must be seen by all workers under the same path (docs/clusters.md).
+    `encoding` and `users`, a table of user features. Both engines write the same bytes; with Spark,
+    all workers must see the logs and `out` under the same path (docs/clusters.md).
     """
     tell, chosen = progress or _say_nothing, Preparation(**options)
     chosen.check()
@@ -216,8 +216,8 @@ def _encode(
 ) -> Encoded:
     if chosen.users is None and schema.features:
         raise DataError(
-            f"the schema names features of the users ({', '.join(schema.features)}), which stand "
-            "in a table of their own; give it with --users TABLE."
+            f"the schema lists user features ({', '.join(schema.features)}), which come "
+            "from a user table; pass it with --users TABLE."
         )
     if schema.has_baskets and chosen.engine == "spark":
         raise DataError(

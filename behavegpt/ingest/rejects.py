@@ -90,7 +90,7 @@ def _remedy(encoded: Encoded) -> str:
 
     remedy = remedies.get(most, "Mend the rows")
     return (
-        f"{remedy}, or mend the rows, or allow more with --max-reject-share."
+        f"{remedy}, or fix the rows, or allow more with --max-reject-share."
         if share <= _MOST_BAD
         else f"{remedy}."
     )

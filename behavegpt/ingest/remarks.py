@@ -124,7 +124,7 @@ def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str
                 )
         elif (classes := vocabularies[field].classes) > max(_FEW, there.sum() / 2):
             text += (
-                f"; {field!r} has {classes:,} labels, nearly one for each user: leave it out, or "
+                f"; {field!r} has {classes:,} labels, nearly one for each user: remove it, or "
                 "name it with --user-numeric if it is a number"
             )
     return text

@@ -64,9 +64,7 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
         return Logs("frame", "table", (), frame.names, (), frame)
 
     if not logs:
-        raise DataError(
-            "no logs were named; name a CSV, JSONL or parquet file, a folder or a glob."
-        )
+        raise DataError("no logs given; name a CSV, JSONL or parquet file, a folder or a glob.")
 
     if str(logs[0]).startswith(HUB):
         frame = as_frame(hub_table([str(log) for log in logs]))

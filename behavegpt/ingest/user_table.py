@@ -71,7 +71,9 @@ def with_features(schema: EventSchema, table: Any) -> EventSchema:
         schema = EventSchema.model_validate(schema.model_dump() | changed)
     _check(logs, schema)
     if not schema.features:
-        raise DataError(f"{logs.name}: no column beside {schema.user!r}; give a table of features.")
+        raise DataError(
+            f"{logs.name}: no column besides {schema.user!r}; name a table with user features."
+        )
     return schema
 
 
@@ -96,9 +98,9 @@ def read_user_table(table: Any, schema: EventSchema) -> UserTable:
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
         raise DataError(
-            f"{logs.name}: {twice[0]['counts'].as_py()} rows of user "
-            f"{str(twice[0]['values'].as_py())[:100]!r} (column {schema.user!r}); a table of users "
-            "has one row for each."
+            f"{logs.name}: {twice[0]['counts'].as_py()} rows for user "
+            f"{str(twice[0]['values'].as_py())[:100]!r} (column {schema.user!r}); a user "
+            "table needs one row per user."
         )
 
     labels = {name: texts[name].combine_chunks() for name in schema.features}

@@ -103,7 +103,9 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
         path, ("config.json", WEIGHTS, "preprocessor_config.json"), "a label model's folder"
     )
     if not holds_label_model(path):
-        raise CheckpointError(f"{path}: no model with a label head; open it with behavegpt.load.")
+        raise CheckpointError(
+            f"{path}: not a model with a label head; open it with behavegpt.load."
+        )
 
     disable_progress_bar()
     try:
@@ -118,8 +120,6 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
         ) from None
 
     if loaded["missing_keys"] or model.config.tokenizer_hash != tokenizer.hash:
-        raise CheckpointError(
-            f"{path}: weights, config and labels do not belong together; {DAMAGED}."
-        )
+        raise CheckpointError(f"{path}: weights, config and labels do not match; {DAMAGED}.")
     torch.nn.Module.to(model, choose_device(device))
     return LabelPredictor(model, tokenizer)

@@ -82,7 +82,7 @@ class Loss:
             raise CheckpointError(
                 f"the checkpoint holds the loss state {shapes}, {type(self).__name__} needs "
                 f"{expected}; "
-                "resume with the loss settings and the data of the first run, or start anew."
+                "resume with the loss settings and the data of the first run, or start over."
             )
 
         self._load(state)

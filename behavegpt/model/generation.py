@@ -12,20 +12,20 @@ from transformers import GenerationMixin
 from behavegpt.model.cache import EventCache
 from behavegpt.model.config import SPECIAL_IDS, BehaveGPTConfig
 
-_ALONE = "drafted events have no times and places of their own; leave it out"
+_ALONE = "drafted events have no times and places of their own; remove it"
 # options of transformers' generate that would be wrong here
 REFUSED = {
     "assistant_model": _ALONE,
     "prompt_lookup_num_tokens": _ALONE,
     "assistant_early_exit": _ALONE,
-    "custom_generate": "it would not know the fields of an event; leave it out",
-    "penalty_alpha": "contrastive search needs a cache that can be copied; leave it out",
-    "dola_layers": "there is no head for each layer; leave it out",
-    "cache_implementation": "the cache is an EventCache; leave it out",
-    "output_attentions": "the attention kernels keep no weights; leave it out",
-    "guidance_scale": "there is no history without conditions; leave it out",
-    "force_words_ids": "it needs beams; leave it out",
-    "constraints": "they need beams; leave it out",
+    "custom_generate": "it would not know the fields of an event; remove it",
+    "penalty_alpha": "contrastive search needs a cache that can be copied; remove it",
+    "dola_layers": "there is no head for each layer; remove it",
+    "cache_implementation": "the cache is an EventCache; remove it",
+    "output_attentions": "the attention kernels keep no weights; remove it",
+    "guidance_scale": "there is no history without conditions; remove it",
+    "force_words_ids": "it needs beams; remove it",
+    "constraints": "they need beams; remove it",
 }
 
 

@@ -193,5 +193,5 @@ def _refuse_malformed(con: Any, source: Source) -> None:
     if rows:
         raise DataError(
             f"{rows[0]['file']}: the line {literal(rows[0]['line'][:100])} does not have the "
-            "columns that the first line names; mend it."
+            "columns that the first line names; fix it."
         )

@@ -116,7 +116,7 @@ def check_date(log: Log, at: int, weeks: int) -> None:
     if at - weeks * WEEK <= first:
         raise DataError(
             f"--stale-weeks {weeks}: {weeks} weeks before {shown(at)} there is no event yet: "
-            f"{held}; leave it out."
+            f"{held}; remove it."
         )
 
 

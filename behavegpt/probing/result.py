@@ -73,7 +73,7 @@ class Scores(Tabular):
 
 @dataclass(frozen=True, repr=False)
 class ProbeResult(Tabular):
-    """What a probe found; the object itself is the table of its scores."""
+    """The result of a probe; the object itself is the table of its scores."""
 
     facts: dict[str, Any]  # model, date, labels, users, settings
     scores: Scores

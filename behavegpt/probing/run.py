@@ -74,11 +74,11 @@ def probe(
 ) -> ProbeResult:
     """Predict labels of users from their vectors, from counts, from aggregates, and from all.
 
-    Events of `log` (files, a table, a mapping of columns) at or after `at`, a time or a date of the
-    log's zone, are not looked at. `labels`: a file or a table with the column `label` and the
-    user's, `label_user`; either may be left out where there is no choice. `columns`: how the log's
-    differ from the model's, such as {"user": "uid"}. `settings`: those of ProbeSettings, such as
-    folds=5, pool=("last", "behaviors"), stale_weeks=(0, 1, 2, 4). Raises ConfigError and DataError.
+    Events of `log` (files, a table, a mapping of columns) at or after `at`, a time or a date in the
+    log's zone, are ignored. `labels`: a file or a table with the column `label` and the user column
+    `label_user`; either may be omitted if it is unambiguous. `columns`: columns that differ from
+    the model's, such as {"user": "uid"}. `settings`: those of ProbeSettings, such as folds=5,
+    pool=("last", "behaviors"), stale_weeks=(0, 1, 2, 4). Raises ConfigError and DataError.
     """
     chosen = check_settings(ProbeSettings, settings, "probe")
     predictor = model if isinstance(model, (Predictor, UniversalPredictor)) else load(model)

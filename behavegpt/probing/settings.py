@@ -26,20 +26,22 @@ class ProbeSettings(EmbedOptions):
     """What is predicted from what, and how often."""
 
     task: Literal["auto", "classification", "regression"] = Field(
-        "auto", description="auto: numbers of more than 20 values are regressed, others are classes"
+        "auto", description="auto: regression for numbers with more than 20 values, else classes"
     )
     probes: Annotated[tuple[Kind, ...], BeforeValidator(_distinct), Field(min_length=1)] = Field(
         ("linear", "boosting"), description="logistic or ridge regression; gradient boosting"
     )
-    folds: Annotated[Whole, Field(ge=2, le=50)] = Field(5, description="parts of the users")
+    folds: Annotated[Whole, Field(ge=2, le=50)] = Field(
+        5, description="cross-validation folds, by user"
+    )
     seeds: Annotated[Whole, Field(ge=1, le=50)] = Field(
-        3, description="how often the users are parted"
+        3, description="repetitions with other folds"
     )
     top_labels: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
-        100, description="labels of each column that are counted, the most frequent ones"
+        100, description="labels per column used as count features, the most frequent ones"
     )
     min_users: Annotated[Whole, Field(ge=20)] = Field(
-        50, description="least labeled users with events before the date"
+        50, description="stop with fewer labeled users than this before the date"
     )
     stale_weeks: Annotated[
         tuple[Annotated[Whole, Field(ge=0, le=520)], ...], BeforeValidator(_distinct)

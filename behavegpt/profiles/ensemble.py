@@ -49,7 +49,7 @@ class EnsembleSettings(Settings):
         for name in (*(self.members or ()), *self.without):
             if name not in names:
                 raise ConfigError(
-                    f"ensembles: {name!r} is no member; there are {', '.join(names)}."
+                    f"ensembles: {name!r} is not a member; there are {', '.join(names)}."
                 )
 
         chosen = [name for name in self.members or names if name not in self.without]

@@ -98,7 +98,7 @@ class FactorizationSettings(MemberSettings):
         ):
             for text in names:
                 if parse_field(text).name not in known:
-                    raise ValueError(f"{text!r} is no feature here; use {', '.join(known)}")
+                    raise ValueError(f"{text!r} is not a feature here; use {', '.join(known)}")
 
         if self.training.weight_decay or self.training.clip:
             raise ValueError(

@@ -132,7 +132,7 @@ def parse_field(text: str) -> FieldSpec:
     """Read `name`, `name:TOP` or `name:minN`. Raises ValueError."""
     name, _, limit = text.partition(":")
     if name not in FIELD_NAMES:
-        raise ValueError(f"{name!r} is no field. {closest(name, FIELD_NAMES)}")
+        raise ValueError(f"{name!r} is not a field. {closest(name, FIELD_NAMES)}")
     if not limit:
         return FieldSpec(name)
 

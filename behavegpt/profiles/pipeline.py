@@ -78,7 +78,7 @@ def run(settings: ProfileSettings, only: Sequence[str] = ()) -> Report:
     """
     for name in only:
         if name not in settings.members:
-            raise ConfigError(f"{name!r} is no member. {closest(name, list(settings.members))}")
+            raise ConfigError(f"{name!r} is not a member. {closest(name, list(settings.members))}")
 
     # checked before anything is built: a typing error in an ensemble would show after hours
     chosen = {
@@ -134,7 +134,7 @@ def _attempt(name: str, settings: ProfileSettings, context: Context) -> Report:
         report = _build(block, replace(context, seed=seed), folder, settings.row_seed)
         report |= {"hash": key, "settings": block.model_dump(mode="json")}
     except MissingExtraError as error:
-        say(f"{name} is off: {error}")
+        say(f"skipping {name}: {error}")
         return {"kind": block.kind, "status": "off", "reason": str(error)}
     except Exception as error:
         if is_interruption(error):

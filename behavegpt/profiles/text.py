@@ -76,7 +76,7 @@ class TextSettings(MemberSettings):
     def _known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
         for field in fields:
             if field not in PARTS:
-                raise ValueError(f"{field!r} is no part of a line; use {', '.join(PARTS)}")
+                raise ValueError(f"{field!r} is not a part of a line; use {', '.join(PARTS)}")
         if set(fields) == {"time"}:
             raise ValueError("name a field beside time")
         return fields

@@ -95,7 +95,10 @@ def train(
             training.save_if_due(bool(stop))
 
     if stop:
-        say(f"{task.label}: stopped by a signal at step {training.progress.step}; saved.")
+        say(
+            f"{task.label}: stopped by a signal at step {training.progress.step}; a "
+            "checkpoint was saved"
+        )
         signal.raise_signal(stop[0])  # whoever handles signals decides how the program ends
         raise KeyboardInterrupt
 
@@ -284,7 +287,7 @@ class _Training:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(extra["random_cuda"], self.device)
 
-        say(f"{self.task.label}: goes on from step {self.progress.step}")
+        say(f"{self.task.label}: resumed from step {self.progress.step}")
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

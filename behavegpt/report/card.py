@@ -9,6 +9,7 @@ import yaml
 from behavegpt.io import write_text
 from behavegpt.pages import environment
 from behavegpt.report.facts import (
+    boundaries,
     fact_list,
     given_of,
     kind_of,
@@ -54,6 +55,7 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
             facts=fact_list(record),
             kind=kind_of(record),
             manifest=read_manifest(folder, pick(record, "data.content_hash")) if folder else None,
+            boundaries=boundaries,
             table=metric_table(metrics["models"], unseen_targets(metrics)) if metrics else None,
             remarks=metrics.get("remarks", []),
             rows=metrics.get("rows"),

@@ -16,8 +16,7 @@ def read_facts(run: Path) -> dict[str, Any]:
     """RUN/run.json, what it lacks empty; raises DataError when the folder holds no run."""
     if not (run / "run.json").is_file():
         raise DataError(
-            f"{run}: no run in this folder (no run.json); give the `out` folder of `behavegpt "
-            "train`."
+            f"{run}: not a run folder (no run.json); name the `out` folder of `behavegpt train`."
         )
 
     return {
@@ -171,8 +170,8 @@ def _text(key: str, value: Any) -> str:
         return boundaries(value)
     if key == "thresholds":
         return (
-            f"learned on {value['rows']:,} validation events to lift {value['objective']}, keeping "
-            f"{value['keep']:.1%} of weighted recall"
+            f"learned on {value['rows']:,} validation events to maximize {value['objective']}, "
+            f"keeping {value['keep']:.1%} of weighted recall"
         )
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

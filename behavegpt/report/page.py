@@ -30,8 +30,7 @@ from behavegpt.report.tables import (
 
 CAPTIONS = {
     "loss.png": (
-        "Cross-entropy in training and on validation, and the validation figures, by optimizer "
-        "step."
+        "Cross-entropy on training and validation data, and validation metrics, by optimizer step."
     ),
     "recall_by_decile.png": (
         "Macro recall of ten groups of behaviors, from the most to the least frequent in training."
@@ -40,12 +39,11 @@ CAPTIONS = {
         "Each point is a behavior; the lines are means over bins of the training count."
     ),
     "calibration.png": (
-        "Predictions in ten groups by their probability: on the line, a probability of 70 % means "
-        "right in 70 of 100."
+        "Predictions in ten groups by probability: on the dashed line, 70 of 100 "
+        "predictions with a probability of 70 % are correct."
     ),
     "confusion.png": (
-        "Each row shows where the events of one behavior were predicted to be, in percent of the "
-        "row."
+        "Each row shows how the events of one behavior were predicted, in percent of the row."
     ),
 }
 

@@ -201,16 +201,18 @@ def verdict(
         return []
 
     on = f" of {rows:,} events" if rows else " of the events"
-    sentences = [f"The model names the next behavior at its first try for {ours['rec_w']:.1%}{on}."]
+    sentences = [f"The top prediction is correct for {ours['rec_w']:.1%}{on}."]
     if is_number(ours.get("hr@3")):
         # one sentence: the full stop makes way
-        sentences[0] = f"{sentences[0][:-1]}, and among its first three for {ours['hr@3']:.1%}."
+        sentences[0] = (
+            f"{sentences[0][:-1]}; the true behavior is among the top three for {ours['hr@3']:.1%}."
+        )
 
     others = {name: figures for name, figures in models.items() if name != MODEL}
     if not others:
         return sentences
 
-    for key, what in (("rec_w", "Overall"), ("tail", "On the rarest third of the behaviors")):
+    for key, what in (("rec_w", "Overall,"), ("tail", "On the rarest third of the behaviors,")):
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
@@ -230,8 +232,8 @@ def verdict(
     spread = (ours["rec_w"] * (1 - ours["rec_w"]) / rows) ** 0.5 if rows else 0
     if rows and abs(ours["rec_w"] - others[best]["rec_w"]) < 2 * spread:
         sentences.append(
-            f"With {rows:,} events an overall difference of less than {200 * spread:.1f} "
-            "percentage points may be chance."
+            f"With {rows:,} events, an overall difference of less than {200 * spread:.1f} "
+            "percentage points may be due to chance."
         )
 
     return sentences
@@ -242,13 +244,19 @@ def _how_sure(difference: dict[str, float], name: str) -> str:
     low, high = 100 * difference["low"], 100 * difference["high"]
     span = f"{low:+.1f} to {high:+.1f} percentage points".replace("-", "−")
     said = f"The overall difference from {name} has a 95 % interval over users of {span}"
-    return f"{said}: it may be chance." if low <= 0 <= high else f"{said}."
+    return f"{said}, so it may be due to chance." if low <= 0 <= high else f"{said}."
 
 
 def _compared(what: str, ours: float, theirs: float, name: str) -> str:
     """One sentence: ours against the best of the others."""
     if ours == theirs or (theirs > 0 and abs(ours / theirs - 1) < LEVEL):
-        return f"{what} it is level with the best other ({ours:.1%} against {theirs:.1%}, {name})."
+        return (
+            f"{what} it is level with the best of the others ({ours:.1%} against "
+            f"{theirs:.1%}, {name})."
+        )
     where = "ahead of" if ours > theirs else "behind"
     share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""
-    return f"{what} it is {where} the best other{share} ({ours:.1%} against {theirs:.1%}, {name})."
+    return (
+        f"{what} it is {where} the best of the others{share} ({ours:.1%} against "
+        f"{theirs:.1%}, {name})."
+    )

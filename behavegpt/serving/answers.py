@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from behavegpt.config import closest
 from behavegpt.data.schema import EventSchema
-from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
+from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import UNKNOWN
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.ingest.asked import check_asked
@@ -29,7 +29,6 @@ from behavegpt.serving.requests import (
     EmbedRequest,
     ExplainRequest,
     GenerateRequest,
-    LabelRequest,
     PredictRequest,
     Request,
     WhenRequest,
@@ -41,29 +40,14 @@ Interrupt = Callable[[], None]
 AnyPredictor = Predictor | UniversalPredictor
 
 
-class SaysLabels(Protocol):
-    """A model with a label head, as labeling/served.py holds it."""
-
-    tokenizer: EventTokenizer
-
-    @property
-    def facts(self) -> Answer:
-        """What GET /v1/model tells of it."""
-
-    def say(self, request: LabelRequest) -> Answer | BehaveGPTError:
-        """The answer to a request, or the error to tell."""
-
-
 def answer_all(
-    predictor: Any, requests: Sequence[Request], interrupt: Interrupt = lambda: None
+    predictor: AnyPredictor, requests: Sequence[Request], interrupt: Interrupt = lambda: None
 ) -> list[Answer | BehaveGPTError]:
     """An answer, or the error to tell, for each request; requests of one kind with the same
     options, see `key`.
 
     `interrupt` is called between pieces of the work; what it raises stops it.
     """
-    if isinstance(requests[0], LabelRequest):
-        return [predictor.say(request) for request in requests]
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)
@@ -103,7 +87,7 @@ def predict_options(request: PredictOptions) -> dict[str, Any]:
     return {name: getattr(request, name) for name in sorted(names)}
 
 
-def _named(request: Request) -> set[str]:
+def named_columns(request: Request) -> set[str]:
     return set().union(*(row for user in request.users for row in user.events))
 
 
@@ -121,13 +105,13 @@ def _answer_one(
 
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError."""
-    names = set.union(*map(_named, requests))
-    _check_columns(names, predictor.tokenizer.event_schema)
+    names = set.union(*map(named_columns, requests))
+    check_columns(names, predictor.tokenizer.event_schema)
     users = [user for request in requests for user in request.users]
     return encode_users(predictor.tokenizer, users, names)
 
 
-def _check_columns(names: set[str], schema: EventSchema) -> None:
+def check_columns(names: set[str], schema: EventSchema) -> None:
     """Raise DataError when no event tells one of the columns; a behavior need not be told."""
     roles = [
         (role, column)

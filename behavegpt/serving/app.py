@@ -21,27 +21,28 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response
 
 import behavegpt
-from behavegpt.predictor import Predictor
-from behavegpt.serving.answers import AnyPredictor, SaysLabels, answer_all, columns_of, key
+from behavegpt.labeling.predictor import LabelPredictor
+from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
 from behavegpt.serving.endpoints import ENDPOINTS, LABEL_ENDPOINTS, Counted
 from behavegpt.serving.errors import Late, add_errors
+from behavegpt.serving.examples import example_users
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
     AnyRequest,
     ExplainRequest,
     GenerateRequest,
+    LabelRequest,
     Request,
     ServeSettings,
     UserRequest,
     WhenRequest,
 )
+from behavegpt.serving.user_labels import answer_labels
 from behavegpt.serving.users import Users
 from behavegpt.zero_shot import UniversalPredictor
-
-Served = AnyPredictor | SaysLabels
 
 
 @dataclass
@@ -60,11 +61,10 @@ class Service:
     """Two lanes, each with a thread that runs the model, so that long work never holds up short
     requests."""
 
-    def __init__(self, predictor: Any, settings: ServeSettings) -> None:
-        # what it may be asked depends on it, see `make_app`
-        self.predictor = predictor
-        self.settings, self.numbers = settings, Numbers()
-        self.users = Users(self.predictor, settings)
+    def __init__(self, predictor: AnyPredictor | LabelPredictor, settings: ServeSettings) -> None:
+        self.predictor, self.settings, self.numbers = predictor, settings, Numbers()
+        # a label is said of whole histories: no states are kept
+        self.users = None if isinstance(predictor, LabelPredictor) else Users(predictor, settings)
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
         self.quick, self.long = (
             Batcher(
@@ -111,7 +111,8 @@ class Service:
         else:
             large = request.large
             # alone: to look for its like takes long, here
-            together = None if large else key(request, self.predictor.tokenizer.event_schema)
+            alone = large or isinstance(request, LabelRequest)
+            together = None if alone else key(request, self.predictor.tokenizer.event_schema)
             long = large or isinstance(request, (GenerateRequest, ExplainRequest, WhenRequest))
             submitted = (self.long if long else self.quick).submit(
                 together, len(request.users), job
@@ -137,9 +138,13 @@ class Service:
         # of a batch all or none
         about = [job.request for job in jobs if isinstance(job.request, UserRequest)]
         answers: Sequence[Any] = []
-        if asked:
+        if isinstance(self.predictor, LabelPredictor):
+            labels = [request for request in asked if isinstance(request, LabelRequest)]
+            answers = answer_labels(self.predictor, labels, interrupt)
+        elif asked:
             answers = answer_all(self.predictor, asked, interrupt)
         else:
+            assert self.users is not None
             answers = self.users.answer_all(about, interrupt)
         users = sum(len(request.users) for request in asked) + len(about)
         self.numbers.batch(users, time.perf_counter() - began)
@@ -153,10 +158,10 @@ class Service:
         return request.of(http.path_params["id"])
 
 
-def make_app(predictor: Served, settings: ServeSettings) -> FastAPI:
-    """The service as an ASGI application; of a model with a label head with its one endpoint."""
+def make_app(predictor: AnyPredictor | LabelPredictor, settings: ServeSettings) -> FastAPI:
+    """The service as an ASGI application."""
     service = Service(predictor, settings)
-    endpoints = LABEL_ENDPOINTS if _says_labels(predictor) else ENDPOINTS
+    endpoints = LABEL_ENDPOINTS if isinstance(predictor, LabelPredictor) else ENDPOINTS
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -173,11 +178,20 @@ def make_app(predictor: Served, settings: ServeSettings) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(Counted, numbers=service.numbers)
-    add_errors(app)
+    add_errors(app, endpoints)
     for path, kind in endpoints.items():
         _add_endpoint(app, service, path, kind)
     _add_facts(app, service)
     add_pages(app, settings, endpoints, predictor.tokenizer)
+    if isinstance(predictor, LabelPredictor):
+        return app
+
+    examples = example_users(predictor, settings.examples)
+
+    @app.get("/v1/examples", summary="Users of the log that the service was started with.")
+    async def told() -> Any:
+        return {"users": examples}
+
     return app
 
 
@@ -200,7 +214,8 @@ def _add_facts(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Any:
-        held = {"users": len(service.users), "state_bytes": service.users.nbytes}
+        users = service.users
+        held = {} if users is None else {"users": len(users), "state_bytes": users.nbytes}
         return {"status": "ok", "waiting": service.waiting} | held
 
     @app.get("/metrics")
@@ -214,19 +229,21 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         return {
             "vocabulary_hash": predictor.tokenizer.hash,
             "columns": columns_of(predictor.tokenizer.event_schema),
-            **(predictor.facts if _says_labels(predictor) else _of_behaviors(predictor)),
+            "features": list(predictor.tokenizer.event_schema.features),
+            **(_says(predictor) if isinstance(predictor, LabelPredictor) else _tells(predictor)),
             "limits": service.settings.model_dump(),
         }
 
 
-def _says_labels(predictor: Served) -> bool:
-    return not isinstance(predictor, (Predictor, UniversalPredictor))
+def _says(predictor: LabelPredictor) -> dict[str, Any]:
+    """The label that a model says of users, and its classes (null: a number)."""
+    config = predictor.model.config
+    return {"label": config.label, "classes": config.classes}
 
 
-def _of_behaviors(predictor: AnyPredictor) -> dict[str, Any]:
-    """What GET /v1/model tells of a model of behaviors."""
+def _tells(predictor: AnyPredictor) -> dict[str, Any]:
+    """What a model predicts, and what of it may be asked."""
     return {
-        "features": list(predictor.tokenizer.event_schema.features),
         "behaviors": predictor.tokenizer.behaviors.classes,
         "given": list(predictor.given),
         "thresholds": getattr(predictor, "thresholds", None) is not None,

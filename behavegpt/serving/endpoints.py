@@ -27,8 +27,7 @@ ENDPOINTS: dict[str, type[AnyRequest]] = {
     "/v1/users/{id}/events": EventsRequest,
     "/v1/users/{id}/predict": StateRequest,
 }
-# of a model with a label head
-LABEL_ENDPOINTS: dict[str, type[AnyRequest]] = {"/v1/user-labels": LabelRequest}
+LABEL_ENDPOINTS: dict[str, type[AnyRequest]] = {"/v1/label": LabelRequest}
 USERS = ("/v1/users/", ("/events", "/predict"))  # how the paths of one user begin, and end
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -14,11 +14,7 @@ from starlette.exceptions import HTTPException
 from behavegpt.errors import BehaveGPTError
 from behavegpt.serving.batcher import Busy
 
-PATHS = (
-    "POST /v1/predict, /v1/embed, /v1/generate, /v1/users/ID/events, /v1/users/ID/predict; "
-    "GET /v1/model, /health, /metrics, /docs"
-)
-HINT = "GET /v1/model tells the columns and the limits."
+HINT = "GET /v1/model lists the columns and the limits."
 _OPTION = re.compile(r"(?<![\w-])--[a-z]")
 _SENTENCE = re.compile(r"(?<=[.;?])\s+")
 
@@ -51,7 +47,7 @@ def over_http(message: str) -> str:
 
     >>> advice = "Name the right one with --time COLUMN."
     >>> over_http(f"no column 't' (the time). Did you mean 'T'? {advice}")
-    "no column 't' (the time). Did you mean 'T'? GET /v1/model tells the columns and the limits."
+    "no column 't' (the time). Did you mean 'T'? GET /v1/model lists the columns and the limits."
     """
     if not _OPTION.search(message):
         return message
@@ -62,8 +58,10 @@ def over_http(message: str) -> str:
     return f"{text.rstrip(';').rstrip()}{'' if text.endswith(('.', '?')) else '.'} {HINT}"
 
 
-def add_errors(app: FastAPI) -> None:
-    """Answer all errors in one shape."""
+def add_errors(app: FastAPI, endpoints: Iterable[str]) -> None:
+    """Answer all errors in one shape; whoever asks for another path is told the `endpoints`."""
+    posts = ", ".join(path.format(id="ID") for path in endpoints)
+    paths = f"POST {posts}; GET /v1/model, /health, /metrics, /docs"
 
     async def refused(request: HttpRequest, error: Refused) -> Response:
         return error_response(error.code, error.kind, str(error), error.headers)
@@ -81,16 +79,14 @@ def add_errors(app: FastAPI) -> None:
         )
 
     async def routing(request: HttpRequest, error: HTTPException) -> Response:
-        kinds = {404: ("NotFound", f"there is no {request.url.path[:100]!r} here; try {PATHS}.")}
-        kinds[405] = ("MethodNotAllowed", f"{request.method} is not for this path; try {PATHS}.")
+        kinds = {404: ("NotFound", f"there is no {request.url.path[:100]!r} here; try {paths}.")}
+        kinds[405] = ("MethodNotAllowed", f"{request.method} is not for this path; try {paths}.")
         kind, message = kinds.get(error.status_code, ("ConfigError", str(error.detail)[:500]))
         return error_response(error.status_code, kind, message, error.headers)
 
     async def bug(request: HttpRequest, error: Exception) -> Response:
         logging.getLogger("uvicorn.error").error("%s", request.url.path, exc_info=error)
-        return error_response(
-            500, "InternalError", "our mistake; the service's log has the details."
-        )
+        return error_response(500, "InternalError", "internal server error; see the server log.")
 
     table = {Refused: refused, BehaveGPTError: ours, Busy: busy, TimeoutError: slow, Late: slow}
     table |= {HTTPException: routing, Exception: bug}

@@ -56,7 +56,7 @@ def _encode_distinct(
     table[schema.user] = [
         name for user in users for name in itertools.repeat(name_of(user), len(user.events))
     ]
-    encoded = encode_histories(_knowing(tokenizer, users), table, warn=False)
+    encoded = encode_histories(knowing(tokenizer, users), table, warn=False)
     if len(encoded.users) < len(users):
         # a user whose events were all rejected would shift the answers of those behind
         there = set(encoded.users.to_pylist())
@@ -66,7 +66,7 @@ def _encode_distinct(
     return encoded
 
 
-def _knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokenizer:
+def knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokenizer:
     """The tokenizer that knows what the users' requests say of them. Raises DataError for a feature
     that the model does not read."""
     tokenizer = tokenizer.by_name
@@ -93,6 +93,7 @@ def _knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokeni
 
 
 def name_of(user: History) -> str:
+    """What stands in the user's column for a user of a request."""
     return str(user.id) or "0"  # an empty name would be a null
 
 

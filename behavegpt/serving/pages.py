@@ -21,7 +21,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>BehaveGPT<
 table{{border-collapse:collapse}}td,th{{border:1px solid #ccc;padding:.2em .6em;text-align:left}}
 pre{{background:#f4f4f4;padding:.6em;overflow:auto}}</style>
 <h1>BehaveGPT</h1>
-<p>Send JSON; <a href="v1/model">GET /v1/model</a> tells the columns of an event.
+<p>Send JSON; <a href="v1/model">GET /v1/model</a> lists the columns of an event.
 State: <a href="health">/health</a>, <a href="metrics">/metrics</a>.
 For programs: <a href="openapi.json">/openapi.json</a>.
 Errors are <code>{{"error": {{"type": "...", "message": "..."}}}}</code>.</p>
@@ -43,8 +43,10 @@ def add_pages(
     endpoints: Mapping[str, type[BaseModel]],
     tokenizer: EventTokenizer,
 ) -> None:
-    """GET /, /docs and /v1/labels; app.openapi's components for the requests."""
-    text, playground = _page(settings, endpoints), page("playground")
+    """GET /, /docs and /v1/labels; app.openapi's components for the requests. The playground is for
+    models that predict behaviors; / is the page of the endpoints of others."""
+    text = _page(settings, endpoints)
+    playground = page("playground") if "/v1/predict" in endpoints else text
     made = app.openapi
 
     def openapi() -> dict[str, Any]:

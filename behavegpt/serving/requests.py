@@ -41,38 +41,41 @@ class ServeSettings(Settings):
     most_values: Count = Field(
         1_000_000, description="values of a request's body, lists and objects included"
     )
-    most_users: Count = Field(256, description="users of a request")
+    most_users: Count = Field(256, description="users per request")
     most_events: Count = Field(
-        2000, description="events of a history; the model looks back on its last ones"
+        2000, description="events per history; the model reads the last ones"
     )
     most_top_k: Count = Field(1000, description="`top_k` of a prediction")
-    most_steps: Count = Field(1000, description="`steps` of a generation")
-    most_samples: Count = Field(1000, description="`samples` of a generation")
+    most_steps: Count = Field(1000, description="`steps` per generation")
+    most_samples: Count = Field(1000, description="`samples` per generation")
     most_generated: Count = Field(
-        20_000, description="events a request may have drawn: users x samples x steps"
+        20_000, description="events generated per request: users x samples x steps"
+    )
+    examples: Annotated[Whole, Field(ge=0, le=256)] = Field(
+        50, description="users of the log offered by GET /v1/examples; 0: none"
     )
     state_bytes: Annotated[Whole, Field(ge=1 << 16)] = Field(
         1 << 30,
-        description="memory of the states of users; beyond, the least recently used are dropped",
+        description="memory for user states; beyond it, the least recently used are evicted",
     )
     most_waiting: Count = Field(
-        512, description="requests that wait for the model; more are refused with 503"
+        512, description="requests waiting for the model; more are refused with 503"
     )
     most_connections: Count = Field(
-        512, description="open connections; beyond, those that ask nothing are closed"
+        512, description="open connections; beyond it, idle ones are closed"
     )
-    body_timeout_s: Seconds = Field(10.0, description="a body that is not here by then gets 408")
+    body_timeout_s: Seconds = Field(10.0, description="time to receive a body, else 408")
     idle_timeout_s: Seconds = Field(
-        10.0, description="a connection without a whole request for so long is closed"
+        10.0, description="a connection without a complete request for this long is closed"
     )
-    timeout_s: Seconds = Field(
-        30.0, description="a request that is not answered by then gets 504 and is given up"
-    )
-    batch_users: Count = Field(256, description="users that are answered together")
+    timeout_s: Seconds = Field(30.0, description="time to answer a request, else 504")
+    batch_users: Count = Field(256, description="users processed together")
     wait_ms: Annotated[Real, Field(ge=0, le=10_000)] = Field(
         5.0,
-        description="how long the first request of a batch waits for others, where the batch "
-        "before held several",
+        description=(
+            "how long the first request of a batch waits for others, if the previous batch "
+            "had several"
+        ),
     )
 
 
@@ -85,13 +88,15 @@ class History(_Asked):
     order."""
 
     id: Label | Integer = Field(
-        "0", description="comes back with the answer; a future's random draws depend on it"
+        "0", description="returned with the answer; the random numbers of a future depend on it"
     )
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
     features: dict[Label, Value] | None = Field(
         None,
-        description="what is known of the user, by the column names of the training data's table "
-        "of users; what is left out is unknown. Without it: the row of the service's own table",
+        description=(
+            "user features, by the column names of the user table of the training data; "
+            "missing ones are unknown. Without it: the row of the service's own table"
+        ),
     )
 
 
@@ -100,8 +105,10 @@ class _Told(BaseModel):
 
     at: Label | None = Field(
         None,
-        description="the time that is asked about, such as 2026-11-28 18:30, a wall clock of the "
-        "log's zone; its weekday and slot count",
+        description=(
+            "predict what happens at this time, such as 2026-11-28 18:30, local time in the "
+            "log's zone; only its weekday and slot matter"
+        ),
     )
     location: Label | Integer | None = Field(None, description="the place that is asked about")
 
@@ -165,8 +172,10 @@ class WhenRequest(Request, WhenOptions):
 
     now: Label | None = Field(
         None,
-        description="the time of asking, such as 2026-11-28 18:30, for all users; later events are "
-        "not read (default: each user's last event)",
+        description=(
+            "current time for all users, such as 2026-11-28 18:30; later events are ignored "
+            "(default: each user's last event)"
+        ),
     )
 
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
@@ -179,12 +188,12 @@ class EmbedRequest(Request, EmbedOptions):
 
 
 class LabelRequest(Request):
-    """A label of each user, such as churn, by a model with a label head."""
+    """The label of each user, by a model with a label head."""
 
     at: Label | None = Field(
         None,
-        description="a time or a date of the log's zone, such as 2026-11-28: events before it "
-        "count (default: all of the request)",
+        description="a time such as 2026-11-28, for all users; only earlier events are looked at "
+        "(default: all events count, up to the last one of the request)",
     )
 
 
@@ -229,9 +238,9 @@ class EventsRequest(UserRequest):
 
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(
         min_length=1,
-        description="by the column names of the counted log; of one request in any order",
+        description="events by the column names of the log, in any order within a request",
     )
-    new: StrictBool = Field(False, description="begin anew: what is known of the user is forgotten")
+    new: StrictBool = Field(False, description="start over: forget the earlier events of this user")
 
 
 class StateRequest(UserRequest, _Told, PredictOptions):

@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A socket on the address. Raises ConfigError where it cannot be had."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port {port}: ports are 0 to 65535.")
+        raise ConfigError(f"--port {port}: must be between 0 and 65535.")
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,12 +1,15 @@
 "use strict";
 // Asks the service about a history that is typed in. Labels are only ever set as text.
 (function () {
-  const FUTURE = 20; // events of a drawn future
+  const FUTURE = 50; // events of a simulated future, at most
+  const WEEK = "7 days"; // its length
   const TOP = 8; // behaviors shown
   const EACH = 3; // of each group
   const SPANS = [["days", 86400], ["hours", 3600], ["minutes", 60], ["seconds", 1]];
   const SOON = 400; // milliseconds without typing until the model is asked
   const MINUTE = 60000;
+  const NEAREST = 5; // similar users shown
+  const LAST = 12; // events of an example user shown
   const byId = (id) => document.getElementById(id);
   // What a model may be given of the event that it predicts -> how a request says it.
   const GIVEN = {time: "at", location: "location"};
@@ -14,6 +17,7 @@
   const state = {
     columns: [], labels: {}, given: [], seed: 0, waiting: 0, asked: 0,
     among: [], exclude: [], why: false,
+    examples: [], scaled: null,
   };
 
   function element(name, text, className) {
@@ -79,7 +83,7 @@
   // The fields in which the time and the place that are asked about are told.
   function addAsked(given) {
     for (const name of given) {
-      const label = element("label", name === "time" ? "at the time" : "at the place");
+      const label = element("label", name === "time" ? "at this time" : "at this place");
       const input = element("input");
       input.id = label.htmlFor = "asked-" + name;
       if (name === "time") {
@@ -104,7 +108,7 @@
     const chips = state[name].map((label) => {
       const chip = element("button", label + " ×");
       chip.type = "button";
-      chip.setAttribute("aria-label", "no longer " + label);
+      chip.setAttribute("aria-label", "remove " + label);
       chip.addEventListener("click", () => {
         state[name] = state[name].filter((other) => other !== label);
         showChips(name);
@@ -185,6 +189,7 @@
       byId("next").replaceChildren();
       byId("future").replaceChildren();
       showWhen(null);
+      byId("similar").hidden = true;
       return;
     }
     try {
@@ -197,13 +202,16 @@
       const why = state.why ? await ask("v1/explain", about) : null;
       if (asked !== state.asked) return;
       showWhy(why && why.users[0]);
-      const future = await ask("v1/generate", {users, steps: FUTURE, seed: state.seed});
+      const future = await simulated(users);
       if (asked !== state.asked) return;
-      showFuture(future.users[0].events);
+      showFuture(future);
       // last: the first time, a counted log learns its gaps
       const when = state.times ? await ask("v1/when", {users, top_k: 1}) : null;
       if (asked !== state.asked) return;
       showWhen(when && when.users[0]);
+      const nearest = await similar(users[0].events);
+      if (asked !== state.asked) return;
+      showSimilar(nearest);
       byId("error").textContent = "";
     } catch (error) {
       byId("error").textContent = error.message;
@@ -223,11 +231,11 @@
       const share = element("span", (100 * probability).toFixed(1) + " %", "share");
       parts.push(element("span", behavior), bar, share);
     }
-    if (!parts.length) parts.push(element("span", "Nothing is left.", "group"));
+    if (!parts.length) parts.push(element("span", "No behavior passes the filters.", "group"));
     byId("next").replaceChildren(...parts);
     const unknown = Object.entries(answer.unknown).filter(([, number]) => number);
     byId("unknown").textContent = unknown.length
-      ? "Not seen in training: " + unknown.map(([name, number]) => number + " × " + name).join(", ")
+      ? "Never seen in training: " + unknown.map(([name, number]) => number + " × " + name).join(", ")
       : "";
   }
 
@@ -244,26 +252,41 @@
       }
     };
     const experts = found.experts.map(({expert, adds}) => [expert.replaceAll("_", " "), adds]);
-    list("What the counts add to it, in logits", experts);
-    list("What it loses without an event, in log-probability", found.events.map(({event, effect}) => [event, effect]));
+    list("Contribution of each count (logits)", experts);
+    list("Effect of removing each event (log-probability)", found.events.map(({event, effect}) => [event, -effect]));
     byId("carried").replaceChildren(...parts);
   }
 
   // Seconds in words; null: longer than any gap that was seen.
   function span(seconds) {
-    if (seconds === null) return "a time beyond all that was seen";
+    if (seconds === null) return "longer than any gap seen in training";
     const [name, size] = SPANS.find(([, size]) => seconds >= size) || SPANS[SPANS.length - 1];
     return (seconds / size).toPrecision(2) * 1 + " " + name;
   }
 
   function showWhen(found) {
     byId("when").textContent = found
-      ? "The next event comes after " + span(found.median_s) + " in the middle, half of the time between " +
+      ? "The median time to the next event is " + span(found.median_s) + "; half of the time it is between " +
         span(found.earliest_50_s) + " and " + span(found.latest_50_s) + "."
       : "";
   }
 
+  // The events of a simulated week, or why there are none: not every model can generate.
+  async function simulated(users) {
+    try {
+      const about = {users, steps: FUTURE, until: WEEK, seed: state.seed};
+      return (await ask("v1/generate", about)).users[0].events;
+    } catch (error) {
+      return error.message;
+    }
+  }
+
   function showFuture(found) {
+    byId("again").hidden = typeof found === "string";
+    if (typeof found === "string") {
+      byId("future").replaceChildren(element("p", "No simulation: " + found, "soft"));
+      return;
+    }
     const parts = [];
     let day = "";
     let list;
@@ -279,7 +302,63 @@
       const text = labels.map((column) => event[column.name]).filter((label) => label !== null);
       list.append(element("time", time.slice(0, 5)), element("span", text.join(" · ")));
     }
+    if (!parts.length) parts.push(element("p", "No event within a week this time.", "day"));
     byId("future").replaceChildren(...parts);
+  }
+
+  // Example users by the cosine of their vectors with that of these events, the most similar first.
+  // Each dimension is scaled by the examples' mean and deviation.
+  async function similar(known) {
+    if (state.examples.length < 3 || state.given.length) return [];
+    const vectors = async (users) => (await ask("v1/embed", {users})).users.map((user) => user.vector);
+    if (!state.scaled) {
+      const rows = await vectors(state.examples);
+      const mean = rows[0].map((_, place) => rows.reduce((sum, row) => sum + row[place], 0) / rows.length);
+      const spread = mean.map((center, place) =>
+        Math.sqrt(rows.reduce((sum, row) => sum + (row[place] - center) ** 2, 0) / rows.length) || 1);
+      const scale = (row) => row.map((value, place) => (value - mean[place]) / spread[place]);
+      state.scaled = {scale, rows: rows.map(scale)};
+    }
+    const own = state.scaled.scale((await vectors([{id: "you", events: known}]))[0]);
+    const product = (a, b) => a.reduce((sum, value, place) => sum + value * b[place], 0);
+    const cosine = (row) => product(own, row) / (Math.sqrt(product(own, own) * product(row, row)) || 1);
+    return state.scaled.rows.map((row, place) => [place, cosine(row)])
+      .filter(([place]) => String(place) !== byId("example").value)
+      .sort((a, b) => b[1] - a[1]).slice(0, NEAREST);
+  }
+
+  function showSimilar(found) {
+    byId("similar").hidden = !found.length;
+    byId("nearest").replaceChildren(...found.flatMap(([place, cosine]) => {
+      const user = element("button", "user " + state.examples[place].id);
+      user.type = "button";
+      user.addEventListener("click", () => choose(place));
+      const bar = element("div", undefined, "bar");
+      const filled = element("i");
+      filled.style.width = (100 * Math.max(0, cosine)).toFixed(1) + "%";
+      bar.append(filled);
+      return [user, bar, element("span", cosine.toFixed(2), "share")];
+    }));
+  }
+
+  // An example user's events in place of those that are shown.
+  function choose(place) {
+    byId("example").value = String(place);
+    clear();
+    for (const event of state.examples[place].events.slice(-LAST)) addRow(event);
+    show();
+  }
+
+  function addExamples(users) {
+    state.examples = users;
+    byId("choose").hidden = !users.length;
+    const none = Object.assign(element("option", "none: events of your own"), {value: ""});
+    const options = users.map((user, place) =>
+      Object.assign(element("option", "user " + user.id), {value: String(place)}));
+    byId("example").replaceChildren(none, ...options);
+    byId("example").addEventListener("change", () => {
+      if (byId("example").value) choose(Number(byId("example").value));
+    });
   }
 
   // Two frequent events to begin with, five hours apart, and what the model makes of them.
@@ -303,6 +382,7 @@
       byId("error").textContent = error.message;
     }
     clear();
+    byId("example").value = "";
     for (const event of [...begun, ...rest]) {
       addRow({...event, [timeColumn()]: String(event[timeColumn()]).slice(0, 16)});
     }
@@ -341,9 +421,9 @@
     readKept();
     addFilters();
     byId("about").textContent =
-      "A model of " + model.behaviors.toLocaleString() + " behaviors" +
-      (model.looks_back ? " that looks back " + model.looks_back + " events." : ".") +
-      " Change the events, and see what it expects.";
+      "This model predicts one of " + model.behaviors.toLocaleString() + " behaviors" +
+      (model.looks_back ? " from the last " + model.looks_back + " events." : ".") +
+      " Edit the events to see how its predictions change.";
     byId("add").addEventListener("click", () => {
       const known = events();
       const last = known.length ? Date.parse(known[known.length - 1][timeColumn()]) : Date.now();
@@ -352,13 +432,17 @@
     byId("invent").addEventListener("click", invent);
     byId("clear").addEventListener("click", () => {
       clear();
+      byId("example").value = "";
       addRow({[timeColumn()]: clock(Date.now())});
     });
     byId("again").addEventListener("click", () => {
       state.seed += 1;
       show();
     });
-    await invent();
+    addExamples((await ask("v1/examples")).users);
+    const sizes = state.examples.map((user) => user.events.length);
+    if (sizes.length) choose(sizes.indexOf(Math.max(...sizes)));
+    else await invent();
   }
 
   begin().catch((error) => {

@@ -95,8 +95,8 @@ def of_model(gaps: Gaps | None) -> Gaps:
     """What lies beside a trained model. Raises ConfigError where nothing does."""
     if gaps is None:
         raise ConfigError(
-            "this model has learned nothing of times (no timing.json); learn it with `behavegpt "
-            "when MODEL DATA`, DATA being the prepared folder."
+            "this model has not learned times (no timing.json); run `behavegpt when "
+            "MODEL DATA` with its prepared folder."
         )
     return gaps
 

@@ -18,7 +18,7 @@ from behavegpt.timing.gaps import FACTS, LOCATIONS, POINTS, SPREADS, Gaps
 
 FILE = "timing.json"
 FORMAT = 1
-LEARN = "learn it anew with `behavegpt when MODEL DATA`"
+LEARN = "learn it again with `behavegpt when MODEL DATA`"
 DIGITS = 6
 
 

@@ -137,8 +137,9 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
     folder = final.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
     return CheckpointError(
-        f"{final}: the checkpoint could not be written ({error}); {free} MiB are free there. Make "
-        "room, or move the run folder, and go on with --resume: the earlier checkpoints are intact."
+        f"{final}: the checkpoint could not be written ({error}); only {free} MiB are "
+        "free. Free some space, or move the run folder, and continue with --resume: the "
+        "earlier checkpoints are intact."
     )
 
 
@@ -174,7 +175,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
-            log.warning("passing over a damaged checkpoint: %s", error)
+            log.warning("skipping corrupted checkpoint: %s", error)
     return None
 
 

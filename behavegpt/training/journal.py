@@ -57,7 +57,7 @@ class Journal:
 
     def _unwritable(self, error: OSError) -> BehaveGPTError:
         return BehaveGPTError(
-            f"{self.path}: cannot be written ({error}); make room there and go on with --resume."
+            f"{self.path}: cannot be written ({error}); free some space and continue with --resume."
         )
 
 
@@ -84,7 +84,7 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise BehaveGPTError(
-            f"{path}: no journal to read ({error}); give the folder of a run."
+            f"{path}: the training log cannot be read ({error}); name a run folder."
         ) from None
 
     for number, line in enumerate(lines, 1):
@@ -97,7 +97,7 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             if number == len(lines):
                 return
             raise BehaveGPTError(
-                f"{path}, line {number}: not a record of the journal ({error}); remove the line, "
-                "or start a new run with another out=."
+                f"{path}, line {number}: not a valid record of the training log "
+                f"({error}); remove the line, or start a new run with another out=."
             ) from None
         yield line, record

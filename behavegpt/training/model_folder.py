@@ -126,7 +126,7 @@ def check_files(folder: Path, names: Sequence[str], what: str) -> None:
     if is_sealed(folder):
         verify(folder, Damage(CheckpointError, DAMAGED))
     else:
-        log.warning("%s: no %s beside the weights, so damage would go unnoticed", folder, MANIFEST)
+        log.warning("%s: no %s next to the weights, so damage would go unnoticed", folder, MANIFEST)
 
 
 def _refuse_foreign_type(folder: Path) -> None:
@@ -134,12 +134,12 @@ def _refuse_foreign_type(folder: Path) -> None:
     named = read_json(folder / "config.json", CheckpointError, DAMAGED).get("model_type")
     if named == "behavegpt_label":
         raise CheckpointError(
-            f"{folder}: a model with a label head, which says a label of users; use behavegpt "
-            "predict with it, or behavegpt.load_label."
+            f"{folder}: a model with a label head, which predicts a user label; use "
+            "`behavegpt predict`, or behavegpt.load_label."
         )
     ours = isinstance(named, str) and named in CONFIG_MAPPING
     if not ours or not CONFIG_MAPPING[str(named)].__module__.startswith("behavegpt."):
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {named!r} is no model of BehaveGPT; code of a "
-            "folder is never run. Give the `model` folder of a run."
+            f"{folder / 'config.json'}: model_type {named!r} is not a BehaveGPT model, "
+            "and code in a model folder is never run. Name the `model` folder of a run."
         )

@@ -108,8 +108,9 @@ def tell_unseen(valid: Mapping[str, int]) -> None:
     """Say how many validation targets are left out."""
     if valid["unseen"]:
         say(
-            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a behavior "
-            "that training never saw, or none; its figures leave them out."
+            f"validation: {valid['unseen']:,} of {sum(valid.values()):,} targets have a "
+            "behavior that was never seen in training, or none; they are left out of the "
+            "validation metrics."
         )
 
 
@@ -147,7 +148,8 @@ def _device_name(accelerator: Accelerator) -> str:
     """What the run was computed on, for people who compare run times."""
     if accelerator.device.type == "cuda":
         return torch.cuda.get_device_name(accelerator.device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:

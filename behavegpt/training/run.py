@@ -74,7 +74,8 @@ class RunFolder:
             refuse_mismatch(checkpoint.trainer["fingerprint"], fingerprint)
         elif any(self.checkpoints.glob("step_*")):
             raise CheckpointError(
-                f"{self.checkpoints}: no checkpoint is sound; move the folder away to start anew."
+                f"{self.checkpoints}: no valid checkpoint found; move the folder away to "
+                "start over."
             )
 
         return checkpoint
@@ -129,7 +130,8 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
 
         if not resume and any((path / "ckpt").glob("step_*")):
             raise CheckpointError(
-                f"{path} holds a run already; go on with --resume, or choose another out=FOLDER."
+                f"{path} already contains a run; continue it with --resume, or choose "
+                "another out=FOLDER."
             )
 
         if train.deterministic:

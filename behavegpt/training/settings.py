@@ -44,11 +44,11 @@ class TrainSettings(Settings):
         ge=64,
         le=2**31,
         description=(
-            "positions of a step over all ranks; null: a 32nd of the events, 1,024 to 8,192"
+            "training positions per step over all ranks; null: a 32nd of the events, 1,024 to 8,192"
         ),
     )
     micro_batches: int = Field(
-        1, ge=1, le=2**16, description="parts of a step that are accumulated, to save memory"
+        1, ge=1, le=2**16, description="gradient accumulation: parts of a step, to save memory"
     )
     lr: float = Field(
         1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)"
@@ -59,62 +59,63 @@ class TrainSettings(Settings):
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="shape after warm-up"
+        "cosine", description="learning rate schedule after warm-up"
     )
-    warmup: float = Field(
-        0.05, ge=0, lt=1, description="share of the steps with a rising learning rate"
-    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps used for warm-up")
     lr_floor: float = Field(
         0.1, ge=0, le=1, description="final learning rate as a share of the peak"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    seed: int = Field(0, ge=0, description="seed of initialisation, data order and dropout")
+    clip: float = Field(1.0, gt=0, description="gradient clipping: maximum norm")
+    seed: int = Field(0, ge=0, description="seed for initialization, data order and dropout")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where the device has it"
+        "auto", description="auto: bf16 if the device supports it"
     )
     compile: bool | None = Field(
-        None, description="torch.compile the transformer's blocks; null: on a GPU alone"
+        None, description="torch.compile the transformer blocks; null: only on a GPU"
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations to save memory"
     )
     deterministic: bool = Field(
-        False, description="only deterministic kernels; a CPU run always is"
+        False, description="use only deterministic kernels; CPU runs always do"
     )
-    log_every: int = Field(10, ge=1, description="steps between records of the journal")
+    log_every: int = Field(10, ge=1, description="steps between records in log.jsonl")
     valid_every: int | None = Field(
-        None, ge=1, description="steps between validations; null: ten in a run"
+        None, ge=1, description="steps between validations; null: ten per run"
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; null: as validation"
+        None, ge=1, description="steps between checkpoints; null: at every validation"
     )
-    keep: int = Field(2, ge=1, description="latest checkpoints kept, beside the best one")
+    keep: int = Field(
+        2, ge=1, description="number of latest checkpoints to keep, in addition to the best one"
+    )
     select: Literal["rec_mean", "rec_w", "rec_m", "ndcg@3", "cross_entropy", "last"] = Field(
         "rec_mean",
-        description="validation figure of the best checkpoint; rec_mean = (rec_w + rec_m) / 2",
+        description=(
+            "validation metric that selects the best checkpoint; rec_mean = (rec_w + rec_m) / 2"
+        ),
     )
     patience: int | None = Field(
-        None, ge=1, description="validations without a better figure before stopping early"
+        None, ge=1, description="early stopping: validations without improvement"
     )
-    wandb: str | None = Field(None, description="Weights & Biases project; null: the journal alone")
+    wandb: str | None = Field(None, description="Weights & Biases project; null: only log.jsonl")
 
 
 class DecisionSettings(Settings):
     """Thresholds on the classes, learned on the validation split and saved with the model."""
 
     thresholds: bool = Field(
-        False, description="learn them at the end of training; predict(..., thresholds=True)"
+        False,
+        description="learn thresholds at the end of training, for predict(..., thresholds=True)",
     )
     objective: Literal["rec_m", "f1_m"] = Field(
-        "rec_m", description="what they lift: macro recall, or macro F1"
+        "rec_m", description="what the thresholds maximize: macro recall, or macro F1"
     )
-    keep: float = Field(
-        0.99, ge=0, le=1, description="least share of weighted recall that must stay"
-    )
+    keep: float = Field(0.99, ge=0, le=1, description="share of the weighted recall to preserve")
     min_targets: int = Field(
         20,
         ge=1,
-        description="validation targets below which a class shares its move with others as rare",
+        description="classes with fewer validation targets share one threshold",
     )
 
 
@@ -127,9 +128,9 @@ class DataSettings(Settings):
 class RunSettings(Settings):
     """What every run has."""
 
-    out: PathText = Field(description="run folder; made if absent")
+    out: PathText = Field(description="run folder; created if absent")
     data: DataSettings
-    attention: str = Field("auto", description="auto, or a back end of model/attention.py")
+    attention: str = Field("auto", description="auto, or a backend of model/attention.py")
     loss: LossSettings = Field(default_factory=LossSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     decision: DecisionSettings = Field(default_factory=DecisionSettings)

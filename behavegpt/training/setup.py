@@ -94,8 +94,8 @@ def _need_wandb() -> None:
         # wandb would ask for a login, and a job in a queue would wait for the answer for ever
         os.environ["WANDB_MODE"] = "offline"
         say(
-            "wandb: no key found, logging offline; send it later with: wandb sync "
-            "wandb/offline-run-*"
+            "wandb: no API key found, logging offline; upload the run later with: wandb "
+            "sync wandb/offline-run-*"
         )
 
 
@@ -171,9 +171,9 @@ def training_batches(
 
     if not len(target_rows(store, TRAIN)):
         raise DataError(
-            f"{store.path}: nothing to learn from: every history has 0 or 1 training events with "
-            "a known behavior, and "
-            "a prediction needs one before it. Give longer histories, or another --split."
+            f"{store.path}: nothing to learn from: every history has 0 or 1 training "
+            "events with a known behavior, and a prediction needs an earlier event. Use "
+            "longer histories, or another --split."
         )
 
     # a basket is a position, as an event is without

@@ -114,8 +114,9 @@ class Trainer(OptimizerSteps):
         leave(self.accelerator)
         if self.accelerator.is_main_process:
             say(
-                f"stopped by a signal at step {self.progress.step}; saved. The same command goes "
-                "on there, train and finetune with --resume."
+                f"stopped by a signal at step {self.progress.step}; a checkpoint was "
+                "saved. Run the same command again to continue (train and finetune with "
+                "--resume)."
             )
         # shells expect 128 + the signal; SIGUSR1, which schedulers send, ends like SIGTERM
         raise SystemExit(128 + (number if number == signal.SIGINT else signal.SIGTERM))

@@ -91,7 +91,9 @@ def refuse_used(folder: Path) -> None:
     is_ours = (folder / DESCRIPTION).is_file()
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_ours and not is_empty:
-        raise ConfigError(f"{folder}: exists and is no universal model; name another out=FOLDER.")
+        raise ConfigError(
+            f"{folder}: exists and is not a universal model; choose another out=FOLDER."
+        )
 
 
 def load_universal(folder: Path = SHIPPED) -> UniversalModel:
@@ -105,13 +107,14 @@ def load_universal(folder: Path = SHIPPED) -> UniversalModel:
         # the mixer's inputs are the experts in their order: other ones would be misread in silence
         if described["format"] != FORMAT or described["experts"] != list(EXPERTS):
             raise CheckpointError(
-                f"{folder}: a universal model of other experts; use the version of behavegpt that "
-                "made it, or train it again with: behavegpt pretrain-universal"
+                f"{folder}: a universal model with other experts; use the version of "
+                "behavegpt that wrote it, or train it again with: behavegpt "
+                "pretrain-universal"
             )
         mixer = Mixer(len(EXPERTS) + 1, **described["shape"])
         mixer.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: no universal model ({error}).") from None
+        raise CheckpointError(f"{folder}: not a universal model ({error}).") from None
 
     known = ("format", "experts", "shape")
     record = {name: value for name, value in described.items() if name not in known}

@@ -95,8 +95,8 @@ def only_later(new: NewEvents, store: EventStore, late: str) -> NewEvents:
         raise DataError(_late_events(new, is_late, last))
     if is_late.all():
         raise DataError(
-            f"{new.name}: no event later than {moment(last)}, the last one seen; give the log of "
-            "a later day."
+            f"{new.name}: no event is later than {moment(last)}, the last one seen; name "
+            "a log of later events."
         )
     return new._replace(table=new.table.filter(pa.array(~is_late)), late=int(is_late.sum()))
 
@@ -112,7 +112,7 @@ def _check_rejects(name: str, rejects: pa.Table, accepted: int, allowed: float) 
     if bad <= allowed * (accepted + bad) and accepted:
         return
     if not bad:
-        raise DataError(f"{name}: no rows; name logs that hold events.")
+        raise DataError(f"{name}: no rows; name logs that contain events.")
     first = rejects.slice(0, 1).to_pylist()[0]
     reason = first.pop("reason")
     first.pop("file", None)

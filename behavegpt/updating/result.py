@@ -25,7 +25,7 @@ class Sheet(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class UpdateResult(Tabular):
-    """An update; the object itself is the table of what was predicted before anything was
+    """An update; the object itself is the table of metrics on the new events, before they were
     learned."""
 
     row: dict[str, Any]  # as in RUN/updates.jsonl

@@ -68,12 +68,12 @@ def update(
 ) -> UpdateResult:
     """Bring a run of `train` or `finetune` up to date with a log of later events.
 
-    The model as it is predicts the new events first. Then its vocabulary grows by their labels, its
-    frequencies and tables are counted anew, and it trains for some steps. Users whose new events
-    it was not trained on judge: unless they are predicted worse, RUN/model is replaced.
-    `data`: the prepared folder before the first update, if it is not where the run's configuration
-    says; `columns`: by role, where the log names them otherwise ({"user": "uid"}); `users`: the
-    table of new users' features, for data prepared with one; `settings`: of UpdateSettings. Raises
+    First, the current model predicts the new events. Then its vocabulary grows by their labels, its
+    frequencies and tables are recounted, and it is trained for some steps. RUN/model is replaced
+    unless held-out users, whose new events it was not trained on, are predicted worse. `data`: the
+    prepared folder before the first update, if it is not where the run's configuration says;
+    `columns`: by role, where the log names them otherwise ({"user": "uid"}); `users`: the table of
+    new users' features, for data prepared with one; `settings`: of UpdateSettings. Raises
     ConfigError, DataError and CheckpointError. Docs: docs/update.md.
     """
     # a misspelt setting is told before the run is locked or anything is read
@@ -89,7 +89,7 @@ def update(
         # a process that was killed behind the update, and before it said so, is started again
         rows = versions.rows()
         if rows and rows[-1]["digest"] == new.digest:
-            say(f"{new.name}: the log of the latest update; nothing is changed")
+            say(f"{new.name}: already learned by the latest update; nothing was changed")
             return UpdateResult(rows[-1], versions.run / MODEL)
 
         # after the check of the digest: all of a log that was learned already would be late
@@ -103,8 +103,8 @@ def update(
 
 
 def undo_update(run: str | Path) -> int:
-    """Put back model, data and states from before the latest update; returns its number. Raises
-    ConfigError where they were not kept."""
+    """Restore model, data and states from before the latest update; returns its number. Raises
+    ConfigError if they were not kept."""
     with _held(run) as versions:
         return versions.undo()
 
@@ -116,9 +116,9 @@ def _held(run: str | Path) -> Iterator[Versions]:
     # a model folder has no config.yaml, so naming it instead of the run's is noticed here
     if not (folder / "config.yaml").is_file() or not (folder / MODEL / "config.json").is_file():
         raise ConfigError(
-            f"{folder}: not a finished run of train or finetune (config.yaml and model/ are looked "
-            "for); give the run's folder, not its model's. `universal` needs no update: it counts "
-            "the log that it is given."
+            f"{folder}: not a finished run of train or finetune (no config.yaml or "
+            "model/); name the run folder, not its model folder. `universal` needs no "
+            "update: it counts whatever log you pass."
         )
     with lock(folder, folder / LOCK, REMEDY):
         versions = Versions(folder)
@@ -143,8 +143,8 @@ def _open(folder: Path) -> Trained:
     trained = open_model(folder)
     if trained.model.config.model_type != BehaveGPTConfig.model_type:
         raise ConfigError(
-            f"{folder}: a {trained.model.config.architecture}, whose vocabulary cannot grow; "
-            "train it anew on all events."
+            f"{folder}: a {trained.model.config.architecture}, whose vocabulary cannot "
+            "grow; train it again on all events."
         )
     return trained
 
@@ -155,7 +155,7 @@ def _open_past(versions: Versions, configured: RunSettings, data: str | Path | N
         return open_store(data or configured.data.path)
     if data is not None:
         raise ConfigError(
-            f"{versions.run}: its updates go on from {versions.data}; leave --data out."
+            f"{versions.run}: its updates continue from {versions.data}; remove --data."
         )
     return open_store(versions.data)
 
@@ -165,8 +165,9 @@ def _check_schema(before: Trained, past: EventStore) -> None:
     lines = schema_difference(before.tokenizer.event_schema, past.schema)
     if lines:
         raise CheckpointError(
-            f"{past.path} is not the kind of data this model was trained for: {'; '.join(lines)}. "
-            "Give the prepared folder that it was trained on: --data DIR."
+            f"{past.path} does not match the schema this model was trained with: "
+            f"{'; '.join(lines)}. Pass the prepared folder that it was trained on: --data "
+            "DIR."
         )
 
 

@@ -113,8 +113,8 @@ class Versions:
         if len(numbers) < 2:
             was = f"update {numbers[0]} is the oldest one kept" if numbers else "it has no update"
             raise ConfigError(
-                f"{self.run}: nothing to undo, {was}; `--keep` says how many stay, and "
-                "`behavegpt train` makes a run anew."
+                f"{self.run}: nothing to undo, {was}; `--keep` sets how many versions are "
+                "kept. To start over, train a new run."
             )
         # what becomes the latest is to be published, whenever a kill comes
         (self.path(numbers[-2]) / PUBLISHED).unlink(missing_ok=True)

@@ -142,7 +142,7 @@ def test_a_shipped_config_loads_and_says_how_to_run_it(path, data):
             ["model.inputs=event_only", "model.history_head=true"],
             "^model: BehaveGPTConfig: history_head reads",
         ),
-        (["language_model=gpt2"], "language_model is a start for BehaveGPT"),
+        (["language_model=gpt2"], "language_model initializes a BehaveGPT"),
     ],
 )
 def test_a_mistake_is_named(data, tmp_path, overrides, message):

@@ -198,7 +198,7 @@ def test_tables_and_figures_of_the_rows(rows, settings, folder, capsys):
     assert [
         json.loads(line) for line in (folder / "docs" / "rows.jsonl").read_text().splitlines()
     ] == rows
-    with pytest.raises(DataError, match="no finished row"):
+    with pytest.raises(DataError, match="no finished runs"):
         write_tables(
             settings.model_copy(
                 update={"train": {"steps": 1}, "data": settings.data, "counts": False, "seeds": [7]}

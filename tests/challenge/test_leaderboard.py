@@ -174,7 +174,5 @@ def test_the_organizers_names_of_hidden_tasks(tmp_path: Path) -> None:
         write(tmp_path / "a.json", {"hidden1": 0.5, "hidden2": 0.6, "hidden3": 0.7})
     )
     assert list(result.scores) == ["conversion", "propensity_new_sku", "propensity_price"]
-    with pytest.raises(
-        ConfigError, match="no task of the challenge but the organizers' name of 'conversion'"
-    ):
+    with pytest.raises(ConfigError, match="the organizers' name of the task 'conversion'"):
         task_named("hidden1")

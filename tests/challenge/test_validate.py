@@ -232,10 +232,12 @@ CASES = [
         "30 raw pickle", lambda e: e.paths[1].write_bytes(pickle.dumps(e.vectors)), "it is a pickle"
     ),
     Case(
-        "31 npz embeddings", zipped(1), r"embeddings\.npy is no \.npy file: it is an \.npz archive"
+        "31 npz embeddings",
+        zipped(1),
+        r"embeddings\.npy is not a \.npy file: it is an \.npz archive",
     ),
-    Case("32 npz ids", zipped(0), r"client_ids\.npy is no \.npy file: it is an \.npz archive"),
-    Case("33 empty file", bytes_of(1, lambda b: b""), "no .npy file: it is empty"),
+    Case("32 npz ids", zipped(0), r"client_ids\.npy is not a \.npy file: it is an \.npz archive"),
+    Case("33 empty file", bytes_of(1, lambda b: b""), "not a .npy file: it is empty"),
     Case(
         "34 truncated",
         bytes_of(1, lambda b: b[:-10]),
@@ -296,7 +298,7 @@ CASES = [
         torch_saved,
         r"it is a file of torch\.save, a pickle, .* save tensor\.numpy\(\)",
     ),
-    Case("53 .npy.npy", doubled, r"embeddings\.npy\.npy lies beside it; rename it"),
+    Case("53 .npy.npy", doubled, r"embeddings\.npy\.npy; rename it"),
     Case(
         "54 entry.json a folder",
         lambda e: (e.folder / "entry.json").mkdir(),

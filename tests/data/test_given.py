@@ -320,7 +320,7 @@ def test_places_that_nobody_saw_are_unknown_ones() -> None:
         ({"z": "2026-11-28 18:30"}, None, "no user 'z'"),
         (["2026-11-28 18:30"], None, "1 values for 2 users"),
         (None, 1.5, "write the place as it stands"),
-        (None, "", "an empty place"),
+        (None, "", "empty place"),
     ],
 )
 def test_what_cannot_be_read_is_refused(at: object, location: object, message: str) -> None:

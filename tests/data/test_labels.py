@@ -256,7 +256,7 @@ def test_a_given_rule_wins(tmp_path: Path) -> None:
         tmp_path / "a.parquet",
     )
     assert read_events(tmp_path / "a.parquet", schema).table["event"].to_pylist() == ["1.0", "2.0"]
-    with pytest.raises(ValueError, match="no rule of labels"):
+    with pytest.raises(ValueError, match="not a label rule"):
         EventSchema(user="u", time="t", event="e", label_rules={"event": "textual"})
 
 

@@ -136,7 +136,7 @@ def test_all_columns_are_features_where_none_are_named(tmp_path: Path) -> None:
         (lambda t: t.drop(columns="segment"), r"no column 'segment' \(a feature of the users\)"),
         (lambda t: t.rename(columns={"user": "usr"}), r"no column 'user' \(the user\)"),
         (lambda t: t.assign(age="young"), r"'age' \(numeric\) holds no number.*--user-features"),
-        (lambda t: None, r"names features of the users .*--users TABLE"),
+        (lambda t: None, r"lists user features .*--users TABLE"),
     ],
 )
 def test_tables_that_cannot_be_read_are_refused(
@@ -154,7 +154,7 @@ def test_tables_that_cannot_be_read_are_refused(
         ({"user_features": ("slot",)}, "reserved name"),
         ({"user_features": ("a",), "extra": ("a",)}, "named twice"),
         ({"user_features": ("a",), "user_numeric": ("a",)}, "named twice"),
-        ({"user_numeric": ("uid",)}, "a column of the log's own"),
+        ({"user_numeric": ("uid",)}, "also a column of the log"),
     ],
 )
 def test_columns_that_cannot_be_features_are_refused(

@@ -413,8 +413,8 @@ def test_from_clone_to_prepared_folder(tmp_path: Path, capsys: pytest.CaptureFix
     [(["taobao", "x", "--salt", "s"], "--salt is for git and web_log"),
      (["taobao", "x", "y"], "one download, not 2"),
      (["gitt", "x"], "Did you mean 'git'?"),
-     (["git", "x", "--clock", "0"], "--clock 0.0: give days above 0"),
-     (["taobao", "x", "--clock", "nan"], "--clock nan: give days above 0")],
+     (["git", "x", "--clock", "0"], "--clock 0.0: must be a number of days above 0"),
+     (["taobao", "x", "--clock", "nan"], "--clock nan: must be a number of days above 0")],
 )  # fmt: skip
 def test_options_of_other_logs(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -238,7 +238,7 @@ def test_a_run_killed_between_blocks_goes_on_and_ends_with_the_same_bytes(
     }
     assert len(kept) == 3
     (tmp_path / "killed.work" / ".block_000000000021.npy.tmp").write_bytes(b"half a block")
-    with pytest.raises(ConfigError, match="differs in its settings"):
+    with pytest.raises(ConfigError, match="whose settings differ"):
         export(Trained(model, tokenizer), [work / "data"], tmp_path / "killed", ExportSettings())
     again: list[int] = []
     progress = lambda done, of: again.append({p: p.stat().st_mtime_ns for p in kept} == kept)  # noqa: E731
@@ -333,7 +333,7 @@ def test_data_of_another_schema_and_an_existing_folder_are_refused(
     with pytest.raises(CheckpointError, match="slot_minutes: 30 in the model, 60 in the data"):
         export(Trained(model, tokenizer), [tmp_path / "hours"], tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(BehaveGPTError, match="exists already"):
+    with pytest.raises(BehaveGPTError, match="already exists"):
         export(Trained(model, tokenizer), [work / "data"], tmp_path / "out")
 
 

@@ -248,6 +248,19 @@ def test_fields_go_together_as_in_training():
     )
 
 
+def test_lift_is_the_share_beside_an_id_over_the_share_anywhere():
+    given = np.repeat([2, 3], [3000, 1000])
+    drawn = np.repeat([2, 3, 3], [2700, 300, 1000])
+    link = count_link(given, drawn, 4)
+    lift = link.log_lift(torch.tensor([2, 3]), 5).exp()
+    overall = np.array([2700, 1300]) / 4000
+    assert lift[0, 2:4].numpy() == pytest.approx([0.9 / overall[0], 0.1 / overall[1]], rel=0.01)
+    assert lift[1, 2:4].numpy() == pytest.approx([0, 1 / overall[1]], abs=0.01, rel=0.01)
+    assert lift[:, [0, 1, 4]].eq(1).all()  # never seen: the head decides
+    # weighed by the marginal, it sums to one
+    assert (lift[:, 2:4].numpy() * overall).sum(1) == pytest.approx([1, 1], rel=1e-5)
+
+
 def test_links_are_counted_and_saved(tmp_path):
     link = count_link(np.array([2, 2, 2, 3, 1, 3]), np.array([5, 5, 4, 4, 4, 1]), 5)
     assert link.allowed(torch.tensor([2, 3, 4]), 6).tolist() == [
@@ -256,6 +269,12 @@ def test_links_are_counted_and_saved(tmp_path):
         [True] * 6,
     ]
     assert link.most_frequent(np.array([2, 3, 4])).tolist() == [5, 4, 0]
+    # an id that came after training goes with anything
+    assert link.allowed(torch.tensor([9]), 6).all() and link.most_frequent(np.array([9])) == [0]
+    assert not link.log_lift(torch.tensor([9, 4]), 6).any()
+    head = torch.nn.Linear(3, 6)
+    scores, ids = link.scores(head, torch.ones(2, 3), torch.tensor([9, 3]))
+    assert ids[0].tolist() == [1, 2, 3, 4, 5] and ids[1, scores[1] > -torch.inf].tolist() == [4]
     store = random_store()
     links = learn_links(network(store), store)
     save_links(links, tmp_path)

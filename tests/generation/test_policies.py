@@ -55,7 +55,7 @@ def test_training_hours_are_named_and_fields_without_a_source_are_copied():
     [
         ({"time": "head"}, True, "no gap head; choose the policy observed or typical for the time"),
         ({"place": "head"}, True, "no location head"),
-        ({}, False, "no event head, so nothing tells the event"),
+        ({}, False, "no event head, so it cannot generate events"),
     ],
 )
 def test_a_head_that_is_missing_is_named(options, linked, message):

@@ -416,7 +416,7 @@ def test_the_command_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     assert json.loads(shown.out)["schema"]["time_format"] == ["%d/%m/%Y"]
     assert "note: times of 'booking_date' are read as %d/%m/%Y" in shown.err
-    assert "--dry-run, prepares the data" in " ".join(shown.err.split())
+    assert "replace --dry-run by --out FOLDER" in " ".join(shown.err.split())
     named = [
         "prepare", str(file), "--user", "account", "--time", "booking_date", "--event", "category",
         "--time-format", "%d/%m/%Y", "--out", str(tmp_path / "out"),

@@ -194,7 +194,7 @@ COMMANDS = {
     "no out": (["finetune", "demo", "LOG", "--mode", "label", "--labels", "TABLE"], "--at DATE"),
     "no mode": (["finetune", "adapt/new_behavior", "--at", AT], "option of --mode label"),
     "filters": (["predict", "RUN", "LOG", "--exclude-seen"], "about behaviors"),
-    "no log": (["predict", "RUN"], "name the files"),
+    "no log": (["predict", "RUN"], "add the log files"),
 }
 
 
@@ -215,53 +215,3 @@ def test_a_damaged_folder_is_told(run: Path, tmp_path: Path) -> None:
         behavegpt.load_label(tmp_path)
     with pytest.raises(CheckpointError, match="not a label model's folder"):
         behavegpt.load_label(tmp_path / "nowhere")
-
-
-def test_the_service_says_labels(run: Path, events: pd.DataFrame) -> None:
-    from fastapi.testclient import TestClient
-
-    from behavegpt.labeling.served import ServedLabels
-    from behavegpt.serving.app import make_app
-    from behavegpt.serving.requests import ServeSettings
-
-    model = behavegpt.load_label(run / "run", "cpu")
-    expected = model.predict(events, at=AT)
-    names = expected.users.to_pylist()[:3]
-    bodies = []
-    for name in reversed(names):
-        mine = events[events["user_id"] == int(name)].drop(columns="user_id").astype(str)
-        bodies.append({"id": name, "events": mine.to_dict("records")})
-
-    def ask(client: Any, **body: Any) -> Any:
-        return client.post("/v1/user-labels", json=body)
-
-    with TestClient(make_app(ServedLabels.of(model), ServeSettings())) as client:
-        told = ask(client, users=bodies, at=AT).json()
-        assert [user["id"] for user in told["users"]] == names[::-1]
-        assert told["label"] == "early"
-        for user, values in zip(told["users"], expected.values[:3][::-1], strict=True):
-            chances = user["probabilities"]
-            np.testing.assert_allclose([chances["false"], chances["true"]], values, atol=1e-5)
-            assert user["value"] == max(chances, key=lambda name: chances[name])
-
-        facts = client.get("/v1/model").json()
-        assert (facts["label"], facts["classes"]) == ("early", ["false", "true"])
-        assert "/v1/user-labels" in client.get("/openapi.json").json()["paths"]
-        assert client.post("/v1/predict", json={"users": bodies}).status_code == 404
-
-        early = ask(client, users=bodies, at="2001-01-01")
-        assert early.status_code == 422 and "no usable event" in early.text
-        twice = ask(client, users=[bodies[0], bodies[0]])
-        assert twice.status_code == 422 and "twice" in twice.text
-        nobody = ask(client, users=[{"id": "7", "events": [{"event": "x"}]}])
-        assert nobody.status_code == 422 and "timestamp" in nobody.text
-
-
-@pytest.mark.parametrize("words", [["LOG"], ["--save", "kept"], ["--given", "time"]])
-def test_a_service_of_labels_keeps_nothing(
-    words: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = [str(run / "log.parquet") if word == "LOG" else word for word in words]
-    given = [str(tmp_path / word) if word == "kept" else word for word in given]
-    assert main(["serve", str(run / "run"), "--port", "0", *given]) == 2
-    assert "keeps nothing" in capsys.readouterr().err

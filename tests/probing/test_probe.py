@@ -237,7 +237,7 @@ def test_a_model_that_was_trained_on_later_events_is_told(
     found = json.loads(out)
     assert found["trained_on_later_events"] is later
     assert found["trained_until"].startswith("2011-10-09")
-    assert ("may know what they are to predict" in told) is later
+    assert ("may have seen what they are to predict" in told) is later
 
 
 def write(folder: Path, events: pd.DataFrame, labels: pd.DataFrame) -> list[str]:
@@ -256,7 +256,7 @@ def test_the_command_writes_figures_and_a_plot(
     assert main(["probe", "demo", *words, *options, "--out", str(tmp_path / "out")]) == 0
     out, told = capsys.readouterr()
     assert "counts + aggregates" in out and "staleness" in out and "ROC-AUC" in out
-    assert "2 labeled users without an event before it" in told
+    assert "2 labeled users have no event before it" in told
 
     kept = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert kept["users"] == len(labels) and kept["labeled_without_events"] == 2

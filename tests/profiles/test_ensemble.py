@@ -201,7 +201,7 @@ def test_chosen_members() -> None:
     names = ["a", "b", "c"]
     assert EnsembleSettings(without=("b",)).chosen(names) == ["a", "c"]
     assert EnsembleSettings(members=("c", "a")).chosen(names) == ["c", "a"]
-    with pytest.raises(ConfigError, match="'d' is no member"):
+    with pytest.raises(ConfigError, match="'d' is not a member"):
         EnsembleSettings(without=("d",)).chosen(names)
     with pytest.raises(ConfigError, match="no member is left"):
         EnsembleSettings(without=("a", "b", "c")).chosen(names)

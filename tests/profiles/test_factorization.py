@@ -337,9 +337,9 @@ def test_the_best_state_is_what_is_exported(
         ({"weights": {"product_buy": -1}}, "at least one weight must be above 0"),
         (
             {"item_features": ("query",)},
-            "'query' is no feature here; use sku, category, price, name",
+            "'query' is not a feature here; use sku, category, price, name",
         ),
-        ({"user_features": ("day",)}, "'day' is no feature here"),
+        ({"user_features": ("day",)}, "'day' is not a feature here"),
         ({"training": {"clip": 1.0}}, "do not go with sparse gradients"),
     ],
 )

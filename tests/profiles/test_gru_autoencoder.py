@@ -233,7 +233,7 @@ def test_all_clients_train_and_those_asked_for_are_embedded(
             {"fields": ("day", "event"), "combine": "concat", "hidden": 13},
             "hidden=13 cannot be shared by 2",
         ),
-        ({"fields": ("colour",)}, "'colour' is no field"),
+        ({"fields": ("colour",)}, "'colour' is not a field"),
         ({"longest": 2}, "greater than or equal to 3"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_failing_member_does_not_lose_the_others(
         assert list(facts["ensembles"]["all"]["members"]) == ["stats", "prices"]
     told = capsys.readouterr().err
     assert "RuntimeError: out of luck" in told
-    assert "visits is off: implicit is not installed; run: pip install -e '.[profiles]'" in told
+    assert "skipping visits: implicit is not installed; run: pip install -e '.[profiles]'" in told
 
 
 def test_a_stopped_profile_goes_on_within_a_member(
@@ -251,7 +251,7 @@ def test_rows_come_in_one_seeded_order(small: Path, tmp_path: Path) -> None:
         ("members.stats.kind=magic", "magic"),
         ("members.stats.famlies=[prices]", "famlies"),
         ("members.bad-name={kind: handcrafted}", "becomes a folder"),
-        ("ensembles.all.without=[nobody]", "'nobody' is no member"),
+        ("ensembles.all.without=[nobody]", "'nobody' is not a member"),
     ],
 )
 def test_mistakes_are_named(small: Path, tmp_path: Path, override: str, message: str) -> None:

@@ -260,7 +260,7 @@ def test_a_missing_model_switches_the_member_off(
     assert (
         found == {"stats": "built", "reader": "off", "lost": "off", "tiny": "built"} and facts["ok"]
     )
-    told = [line for line in capsys.readouterr().err.splitlines() if "reader is off" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "skipping reader" in line]
     assert len(told) == 1 and "hf download nobody/has-this-model" in told[0]
 
 
@@ -294,7 +294,7 @@ def test_batches_hold_like_lengths() -> None:
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"fields": ("colour",)}, "'colour' is no part of a line"),
+        ({"fields": ("colour",)}, "'colour' is not a part of a line"),
         ({"fields": ("time",)}, "a field beside time"),
         ({"tokens": 2}, "greater than or equal to 8"),
     ],

@@ -118,12 +118,12 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: _file(p / "file") / "x",
         "a file, where a folder must be",
     ),
-    "dangling link": (lambda p: _link(p / "link", "nowhere/x"), "where nothing is"),
+    "dangling link": (lambda p: _link(p / "link", "nowhere/x"), "a broken link"),
     "name too long": (lambda p: p / ("x" * 300), "the name is too long"),
     "folder of a name too long": (lambda p: p / ("x" * 300) / "y", "the name is too long"),
     "links in a circle": (
         lambda p: _link(p / "circle", "circle"),
-        "links that lead in a circle|where nothing is",
+        "links that lead in a circle|a broken link",
     ),
     "no disk": (lambda p: Path("/proc/nothing/x"), "no such file or folder"),
 }
@@ -217,7 +217,7 @@ def test_folders_and_special_files_are_not_replaced_by_files(tmp_path: Path) -> 
             check_output(path, "file")
     with pytest.raises(ConfigError, match="a file, where a folder"):
         check_output(_file(tmp_path / "file"), "whole")
-    with pytest.raises(ConfigError, match="a disk's own folder"):
+    with pytest.raises(ConfigError, match="a mount point"):
         check_output(Path("/proc"), "whole")
     check_output(tmp_path / "new" / "deeper", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # looking leaves nothing

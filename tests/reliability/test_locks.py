@@ -108,7 +108,7 @@ def test_an_export_seals_only_what_it_wrote_itself(
 
     monkeypatch.setattr(assemble._Rows, "write", spoiled)
     assert main(["export", "model", "data", "spoiled"]) == 2
-    assert "not what was written into it" in capsys.readouterr().err
+    assert "not the array that was written" in capsys.readouterr().err
     assert not Path("spoiled").exists()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -87,7 +88,10 @@ def test_an_invented_user_gets_predictions_and_a_future(
     predicted = re.findall(r"<span>(.*?)</span>", named[1])
     assert len(shares) == len(predicted) == min(8, len(labels)) and set(predicted) <= labels
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.5
-    assert dom.count("<time>") == 20, "the events of the future"
+    future = re.search(r'id="future">(.*?)</section>', dom, re.DOTALL)
+    assert future is not None and 1 <= future[1].count("<time>") <= 50, "the week ahead"
+    days = {date.fromisoformat(day) for day in re.findall(r", (\d{4}-\d\d-\d\d)</p>", future[1])}
+    assert max(days) - min(days) <= timedelta(days=7)
     assert re.search(r'role="alert" id="error"></p>', dom), "no error is shown"
     assert dom.count('aria-label="remove this event"') == 6
     assert 'id="labels-event"' in dom and 'id="asked-' not in dom
@@ -114,9 +118,52 @@ def test_a_model_that_knows_times_tells_the_next_one(address: str, tmp_path: Pat
     assert isinstance(universal, UniversalPredictor)
     with serving(universal.fit_tables(table(0), SCHEMA)) as other:
         dom = seen(other, tmp_path)
-    assert re.search(r'id="when">The next event comes after [\w. ]+ in the middle, half', dom)
+    assert re.search(r'id="when">The median time to the next event is [\w. ]+; half', dom)
     assert re.search(r'id="error"></p>', dom), "no error is shown"
     assert 'id="when"></p>' in seen(address, tmp_path)
+
+
+def counted() -> UniversalPredictor:
+    """The universal model on a log of 30 users, which stays in memory."""
+    universal = behavegpt.load("universal")
+    assert isinstance(universal, UniversalPredictor)
+    return universal.fit_tables(table(0), SCHEMA)
+
+
+def test_examples_are_the_last_events_of_users_of_the_log(predictor: Predictor) -> None:
+    """As the log has them, under its column names; a model without a log has none."""
+    client = TestClient(make_app(counted(), ServeSettings(examples=4)))
+    users = client.get("/v1/examples").json()["users"]
+    assert [user["id"] for user in users] == ["p00", "p09", "p19", "p29"]
+    log = table(0)
+    for user in users:
+        rows = log[log["who"] == user["id"]]
+        assert [event["when"].replace("T", " ") for event in user["events"]] == list(rows["when"])
+        told = sorted((event["what"], event["where"], event["kind"]) for event in user["events"])
+        assert told == sorted(zip(rows["what"], rows["where"], rows["kind"], strict=True))
+    answer = client.post("/v1/embed", json={"users": users})
+    assert answer.status_code == 200 and len(answer.json()["users"]) == 4
+
+    for model, most in ((counted(), 0), (predictor, 50)):
+        client = TestClient(make_app(model, ServeSettings(examples=most)))
+        assert client.get("/v1/examples").json() == {"users": []}
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_an_example_user_is_chosen_and_compared(address: str, tmp_path: Path) -> None:
+    with serving(counted()) as other:
+        dom = seen(other, tmp_path)
+    assert re.search(r'role="alert" id="error"></p>', dom), "no error is shown"
+    assert dom.count('<option value="') >= 31 and "user p00</option>" in dom
+    assert dom.count('aria-label="remove this event"') == 12, "the last events of the first user"
+    near = re.search(r'<section id="similar">(.*?)</section>', dom, re.DOTALL)
+    assert near is not None
+    named = re.findall(r">user (p\d\d)</button>", near[1])
+    cosines = [float(text) for text in re.findall(r'class="share">(-?[\d.]+)<', near[1])]
+    assert len(set(named)) == 5 and "p00" not in named
+    assert cosines == sorted(cosines, reverse=True) and all(-1 <= c <= 1 for c in cosines)
+    assert '<section id="similar" hidden="">' in seen(address, tmp_path), "no log, no examples"
 
 
 @pytest.mark.browser
@@ -138,7 +185,7 @@ def test_filters_and_reasons_are_those_of_the_address(
     assert set(re.findall(r'class="group">(.*?)</span>', named[1])) == {"group 0", "group 1"}
     why = re.search(r'<section id="reasons">(.*?)</section>', dom, re.DOTALL)
     assert why is not None and f'id="because">{max_of(named[1])}: ' in why[1]
-    assert "without an event" in why[1]
+    assert "removing each event" in why[1]
 
     dom = seen(f"{address}#{urlencode([('among', '<b>x</b>')])}", tmp_path)
     assert "<b>x</b>" not in dom and "&lt;b&gt;x&lt;/b&gt; ×" in dom

@@ -71,7 +71,7 @@ def test_damage_further_up_is_named(tmp_path: Path) -> None:
         read_journal(path)
     with pytest.raises(BehaveGPTError, match=r"log\.jsonl, line 2"):
         Journal(path).truncate_after(1)
-    with pytest.raises(BehaveGPTError, match="no journal"):
+    with pytest.raises(BehaveGPTError, match="training log cannot be read"):
         read_journal(tmp_path / "absent.jsonl")
 
 

@@ -93,7 +93,7 @@ def test_where_a_run_goes_on(tmp_path: Path, accelerator: Accelerator) -> None:
     with pytest.raises(CheckpointError, match="another run"):
         again.latest({"seed": 2})
     (first / "trainer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no checkpoint is sound"):
+    with pytest.raises(CheckpointError, match="no valid checkpoint found"):
         again.latest(mine)
 
 

@@ -290,7 +290,7 @@ def test_a_signal_ends_the_run_after_its_step_with_all_saved(
         trainer.fit()
     assert left.value.code == code and trainer.checkpointed == [1, 3]
     assert trainer.progress.step == 3 and trainer.progress.stopped is None
-    assert "stopped by a signal at step 3; saved" in capsys.readouterr().err
+    assert "stopped by a signal at step 3; a checkpoint was saved" in capsys.readouterr().err
     assert signal.getsignal(sent) is before
 
 

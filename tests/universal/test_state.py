@@ -120,7 +120,7 @@ def test_what_is_unknown_is_said(model: UniversalPredictor, tmp_path: Path) -> N
         model.embed(pool=["mean"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
-    with pytest.raises(ConfigError, match="no universal model"):
+    with pytest.raises(ConfigError, match="not a universal model"):
         model.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
 

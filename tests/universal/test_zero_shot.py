@@ -114,7 +114,7 @@ def test_mistakes(universal: Path, habits: pd.DataFrame, tmp_path: Path) -> None
         and is_universal("universal")
         and not is_universal(tmp_path / "nothing")
     )
-    with pytest.raises(CheckpointError, match="no universal model"):
+    with pytest.raises(CheckpointError, match="not a universal model"):
         load_zero_shot(tmp_path)
 
 
@@ -161,7 +161,7 @@ def test_the_zone_of_a_counted_log_is_named_and_kept(
         told[zone] = json.loads(capsys.readouterr().out)
     assert told["UTC"] != told["Asia/Tokyo"]
     assert main(["predict", f"{counted}-UTC", log, "--tz", "UTC"]) == 2
-    assert "keeps the zone" in capsys.readouterr().err
+    assert "keeps the time zone" in capsys.readouterr().err
 
 
 def test_the_commands_that_use_counts(
@@ -210,11 +210,14 @@ def test_the_commands_that_use_counts(
 
 
 MISTAKES = {
-    "no log": (["predict", "universal"], "name the files of a log"),
-    "no log to embed": (["embed", "universal", "--out", "v.parquet"], "name the files of a log"),
+    "no log": (["predict", "universal"], "add the log files after the model"),
+    "no log to embed": (
+        ["embed", "universal", "--out", "v.parquet"],
+        "add the log files after the model",
+    ),
     "a head": (["generate", "universal", "LOG", "--policy", "head"], "has no time head"),
     "links": (["generate", "universal", "LOG", "--data", "."], "--data is for trained models"),
-    "nothing to serve": (["serve", "universal"], "name the files of a log"),
+    "nothing to serve": (["serve", "universal"], "add the log files after the model"),
 }
 
 

@@ -285,7 +285,7 @@ def test_late_events_are_refused_or_named(place: Path, capsys: pytest.CaptureFix
     row = json.loads(captured.out)
     later = pq.read_table(place / "first.parquet").num_rows
     assert row["events"] == later and row["late"] == pq.read_table(log).num_rows - later
-    assert f"{row['late']:,} events were not later than those seen" in captured.err
+    assert f"dropped {row['late']:,} events that are not later than those seen" in captured.err
 
 
 def without(column: str) -> Callable[[Path], list[str]]:
@@ -324,21 +324,21 @@ def plain(run: str, log: str, *more: str) -> Callable[[Path], list[str]]:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (plain("run", ""), "name the files of a log"),
+        (plain("run", ""), "add the files of later events"),
         (plain("run", "absent.csv"), "absent.csv"),
-        (plain("run/model", "first.parquet"), "give the run's folder, not its model's"),
+        (plain("run/model", "first.parquet"), "name the run folder, not its model folder"),
         (plain("data", "first.parquet"), "not a finished run"),
-        (plain("run", "past.parquet", "--late", "drop"), "no event later than 2011-10-09"),
-        (plain("run", "first.parquet", "--undo"), "--undo takes the run alone"),
+        (plain("run", "past.parquet", "--late", "drop"), "no event is later than 2011-10-09"),
+        (plain("run", "first.parquet", "--undo"), "--undo takes only the run"),
         (plain("run", "", "--undo"), "nothing to undo, it has no update"),
         (plain("run", "first.parquet", "--steps", "-1"), "steps"),
         (plain("run", "first.parquet", "--held-out", "0"), "held_out"),
         (plain("run", "first.parquet", "--data", "/nowhere"), "not a prepared folder"),
-        (plain("run", "first.parquet", "--tz", "UTC"), "keeps the zone"),
+        (plain("run", "first.parquet", "--tz", "UTC"), "keeps the time zone"),
         (without("family"), "no column 'family' (the behavior)"),
         (without("location"), "no column 'location' (the location)"),
         (bad_rows, "time cannot be read: "),
-        (updated_once, "leave --data out"),
+        (updated_once, "remove --data"),
         (baseline_run, "whose vocabulary cannot grow"),
     ],
 )
@@ -374,7 +374,7 @@ def test_the_command_prints_the_drift_report(
     captured = capsys.readouterr()
     for text in ("decayed user counts", "unknown now", "2011-10-14", "calibration_error"):
         assert text in captured.out
-    assert "learn anew what belonged to the weights before: thresholds.json" in captured.err
+    assert "learn again what belonged to the previous weights: thresholds.json" in captured.err
 
 
 def test_a_fine_tuned_run_is_updated_too(place: Path) -> None:

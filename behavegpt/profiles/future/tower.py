@@ -61,7 +61,7 @@ class TowerSettings(NetworkSettings):
         if absolute:
             name = sorted(absolute)[0]
             raise ValueError(
-                f"{name} tells the date, which no later cut shares; leave it out, ages are read "
+                f"{name} tells the date, which no later cut shares; remove it, ages are read "
                 "in any case"
             )
         return fields
