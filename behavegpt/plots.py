@@ -52,7 +52,7 @@ def draw_all(run: Path) -> list[Path]:
         if not (run / source).is_file():
             continue
         # what an evaluation may lack
-        needed = {calibration: is_calibrated, tradeoff: has_recalls}.get(draw)
+        needed = NEEDED.get(name)
         if needed and not needed(run / source):
             continue
         paths.append(draw(run / source, run / "figs" / name))
@@ -186,3 +186,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     low = np.maximum(np.arange(len(values)) - half, 0)
     high = np.minimum(np.arange(len(values)) + half + 1, len(values))
     return (total[high] - total[low]) / (high - low)
+
+
+# figure -> whether its file holds what it shows
+NEEDED: dict[str, Callable[[Path], bool]] = {
+    "calibration.png": is_calibrated,
+    "tradeoff.png": has_recalls,
+}
