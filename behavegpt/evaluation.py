@@ -36,6 +36,8 @@ from behavegpt.options import DecisionOptions
 from behavegpt.predictor import Predictor
 from behavegpt.training.evaluate import ScoredBatch, evaluate, sum_over_ranks
 
+BASKETS = "what is in the next basket from past baskets alone; its own time and place are hidden"
+
 
 def compare(
     predictor: Predictor,
@@ -186,7 +188,7 @@ def _protocol(
     config = predictor.model.config
     thresholds = predictor.thresholds if rule.thresholds else None
     return {
-        "task": describe(predictor.given),
+        "task": BASKETS if store.baskets else describe(predictor.given),
         "given": " and ".join(predictor.given) or "nothing",
         "split": split,
         "split_rule": store.manifest.split["rule"],

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -137,16 +138,8 @@ def explain(
     probabilities = np.zeros(users, np.float32)
     contributions = np.zeros((users, width), np.float32)
 
-    calls: list[Any] = []
     mixer = source.mixer
-    here = threading.get_ident()
-
-    def heard(_: Any, given: Any) -> None:
-        if threading.get_ident() == here:  # a service predicts in another thread meanwhile
-            calls.append(given)
-
-    hook = None if mixer is None else mixer.register_forward_pre_hook(heard)
-    try:
+    with _listening(mixer) as calls:
         for piece, logits in source.pieces(encoded, asked):
             ruled = (logits - why.shift).softmax(-1)
             value, best = why.choice.best(ruled, piece)
@@ -157,9 +150,6 @@ def explain(
             if mixer is not None and source.shares is not None:
                 gates = _gates(mixer, calls.pop())
                 contributions[piece] = _contributions(gates, logits, chosen, source.shares).numpy()
-    finally:
-        if hook is not None:
-            hook.remove()
 
     log_p = np.log(np.maximum(probabilities, FLOOR))
     effects = log_p[:, None] - _without_each(source, encoded, why, asked, classes)
@@ -180,6 +170,24 @@ def explain(
         effects,
         event_text(told),
     )
+
+
+@contextmanager
+def _listening(mixer: Mixer | None) -> Iterator[list[Any]]:
+    """What the mixer is called with meanwhile, by this thread."""
+    calls: list[Any] = []
+    here = threading.get_ident()
+
+    def heard(_: Any, given: Any) -> None:
+        if threading.get_ident() == here:  # a service predicts in another thread meanwhile
+            calls.append(given)
+
+    hook = None if mixer is None else mixer.register_forward_pre_hook(heard)
+    try:
+        yield calls
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 class Gates(NamedTuple):

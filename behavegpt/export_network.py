@@ -28,8 +28,7 @@ class LastEvent(nn.Module):
         """The columns of the model's config and the mask, each (B, L), and what the counts say ->
         logits (B, K), vectors (B, C)."""
         ids = given[: len(self.names) + 1]
-        # two empty positions more: torch.export takes shapes that may be 1 for another case of its
-        # own
+        # two empty positions more: torch.export takes shapes that may be 1 for a case apart
         columns = [F.pad(values, (0, 2)) for values in ids]
         mask = columns.pop()  # the last of the ids
 

@@ -200,13 +200,18 @@ def fit(
         pretrain(read_settings(PretrainSettings, config, overrides), resume=out is None)
     say(f"model: {run / 'model'}")
 
-    predictor = load(run)
-    if "users" in chosen.preparation:
-        predictor = predictor.with_features(chosen.preparation["users"])
-    fitted = FittedPredictor(predictor, run, store.path)
+    fitted = FittedPredictor(_opened(run, chosen), run, store.path)
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
     return fitted
+
+
+def _opened(run: Path, chosen: _Settings) -> Predictor:
+    """The run's predictor, which knows what is known of the users."""
+    predictor = load(run)
+    if "users" in chosen.preparation:
+        return predictor.with_features(chosen.preparation["users"])
+    return predictor
 
 
 def _by_owner(settings: Mapping[str, object]) -> _Settings:

@@ -20,7 +20,8 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.embeddings.export import ExportSettings, export
 from behavegpt.errors import CheckpointError, ConfigError, DataError
 from behavegpt.evaluate_universal import evaluate_universal
-from behavegpt.evaluation import compare, metrics_table
+from behavegpt.evaluation import compare
+from behavegpt.evaluation_summary import metrics_table
 from behavegpt.export_model import export_model
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.ingest.prepare import prepare

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import behavegpt
-from tests.conftest import ROOT
+from tests.conftest import FIRST, ROOT, TOGETHER
 
 YAML = [
     ROOT / "CITATION.cff",
@@ -46,3 +46,8 @@ def test_nothing_is_published_unless_somebody_switches_it_on():
     for name in ("release", "docs"):
         jobs = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())["jobs"]
         assert "vars.PUBLISH_" in jobs["publish"]["if"]
+
+
+def test_what_workers_begin_with_is_there():
+    files = [*FIRST[len(TOGETHER) :], *(begin for group in TOGETHER.values() for begin in group)]
+    assert [file for file in files if not (ROOT / file).exists()] == []

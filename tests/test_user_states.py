@@ -163,7 +163,7 @@ def same(one: Any, other: Any) -> bool:
 
 def test_updates_of_raw_events(predictor: Predictor) -> None:
     """Event by event, several at a time, and a whole history at once; in labels, not in ids."""
-    log = table()
+    log = table(people=6, each=2 * WINDOW)
     for user, history in log.groupby("u"):
         rows: list[dict[str, Any]] = history.drop(columns="u").to_dict("records")
         state = predictor.state(str(user), rows[0])

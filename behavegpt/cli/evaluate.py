@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,6 @@ def _evaluate_arguments(parser: Parser) -> None:
 
 
 def _evaluate(arguments: Arguments) -> Any:
-    from contextlib import nullcontext
-
     import torch
     from accelerate import PartialState
 

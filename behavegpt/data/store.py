@@ -7,7 +7,8 @@ DIR/users.parquet         column `user`: labels, sorted; row u owns events offse
                           offsets[u+1]
 DIR/vocabulary/FIELD.parquet
 DIR/columns/NAME.npy      offsets, time, weekday, slot, split, and one per vocabulary field; a
-                          feature of the users stands at each of their events
+                          feature of the users stands at each of their events; with a group also
+                          basket, the number of each event's among its user's
 DIR/rejects.parquet       rows that could not be used, with the reason (only if there were any)
 DIR/MANIFEST.json         size and SHA-256 of all of them (checksums.py)
 """

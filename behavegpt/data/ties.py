@@ -150,6 +150,8 @@ def reorder(store: EventStore) -> int:
     Times are kept to the second, so events of one second are shuffled. Raises DataError when an
     order column says how simultaneous events stand.
     """
+    if store.schema.has_baskets:
+        raise DataError(f"{store.path}: events of a basket have no order; nothing to shuffle.")
     if store.schema.order is not None:
         raise DataError(
             f"{store.path}: column {store.schema.order!r} orders simultaneous events; nothing to "

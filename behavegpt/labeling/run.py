@@ -92,10 +92,9 @@ def finetune_label(
         asked = asked._replace(folds=[])
     examples = examples_before(predictor, read, moment, asked.users)
 
-    work = Folded(predictor, examples, asked, chosen)
     scores = []
     if asked.folds:
-        scores = _judged(work, step)
+        scores = _judged(Folded(predictor, examples, asked, chosen), step)
         beside = Work(predictor, read, probing, step).scores(asked, moment, 0, probing.probes)
         scores += [row for row in beside if row.features in BESIDE]
 
@@ -103,21 +102,28 @@ def finetune_label(
     # the figures are those of the folds' models; the one that is kept learns from everybody
     answers = Answers(asked.target, known.classes, known.column)
     network, learned = train_label(predictor.model, examples, answers, chosen)
-    until = trained_until(predictor)
     facts = {
         "model": str(model) if isinstance(model, (str, Path)) else repr(model),
-        "at": shown(moment),
-        "label": known.column,
-        "task": known.task,
-        "classes": list(known.classes),
-        "users": len(asked.users),
-        "trained_on_later_events": None if until is None else until > moment,
+        **_facts(predictor, asked, moment),
         "learned": learned,
         "settings": chosen.model_dump(mode="json"),
     }
     result = ProbeResult(facts, Scores(tuple(scores)), _differences(scores), Scores(()))
     _write(folder, network, predictor, result)
     return result
+
+
+def _facts(predictor: Predictor, asked: Question, moment: int) -> dict[str, Any]:
+    """What was learned of whom, and whether the model may know what came later."""
+    labels, until = asked.labels, trained_until(predictor)
+    return {
+        "at": shown(moment),
+        "label": labels.column,
+        "task": labels.task,
+        "classes": list(labels.classes),
+        "users": len(asked.users),
+        "trained_on_later_events": None if until is None else until > moment,
+    }
 
 
 def _write(folder: Path, network: Any, predictor: Predictor, result: ProbeResult) -> None:

@@ -20,6 +20,7 @@ from behavegpt.profiles.members import Context, Step
 from behavegpt.profiles.pipeline import ENSEMBLE, MEMBER, Report
 from behavegpt.profiles.settings import KINDS, ProfileSettings
 from behavegpt.profiles.statistics import DAY
+from behavegpt.user_embeddings import UserEmbeddings
 
 
 def embed_new(
@@ -56,25 +57,30 @@ def embed_new(
         context = Context(tables, cache, settings.seed, settings.device, moment)
         embeddings = {}
         for name, key in report["hashes"].items():
-            member = run_folder / "members" / name
-            built: Report = json.loads((member / MEMBER).read_text(encoding="utf-8"))
-
-            # vectors of a member that was fitted again would not fit the ensemble's steps
-            if built["hash"] != key:
-                raise DataError(
-                    f"{member} was built again after {folder}; run the profile, which renews the "
-                    "ensemble."
-                )
-
-            kind = KINDS[built["settings"]["kind"]]
-            block = kind.settings.model_validate(built["settings"])
-
-            # always through `embed`, also for clients of the first run: one path for all
-            embeddings[name] = kind.embed(context, block, member / "state")
+            embeddings[name] = _embedded(context, run_folder / "members" / name, key, folder)
             say(f"{name}: {len(embeddings[name].vectors):,} clients")
 
         order = row_order(context.clients, settings.row_seed)
         return write_ensemble(load_fitted(steps, after, folder), embeddings, order, out)
+
+
+def _embedded(context: Context, member: Path, key: str, ensemble: Path) -> UserEmbeddings:
+    """The vectors by what a member has fitted. Raises DataError where the ensemble (its folder)
+    was made of another fit of it."""
+    built: Report = json.loads((member / MEMBER).read_text(encoding="utf-8"))
+
+    # vectors of a member that was fitted again would not fit the ensemble's steps
+    if built["hash"] != key:
+        raise DataError(
+            f"{member} was built again after {ensemble}; run the profile, which renews the "
+            "ensemble."
+        )
+
+    kind = KINDS[built["settings"]["kind"]]
+    block = kind.settings.model_validate(built["settings"])
+
+    # always through `embed`, also for clients of the first run: one path for all
+    return kind.embed(context, block, member / "state")
 
 
 def _reference(tables: EventTables, at: str | None, fitted_end: int | None) -> int | None:

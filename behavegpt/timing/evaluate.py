@@ -86,8 +86,7 @@ def evaluate_within(
             "for a shorter one."
         )
 
-    # one moment for everybody, a second before the split begins
-    now = int(time[chosen].min()) - 1
+    now = int(time[chosen].min()) - 1  # for everybody
     owner = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
     label = np.asarray(store.column("behavior"), np.int64) - FIRST
     classes = store.behaviors.classes

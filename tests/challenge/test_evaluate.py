@@ -138,6 +138,7 @@ def test_three_epochs_of_the_specification(
         )
 
 
+@pytest.mark.slow  # the plain loop is held by the narrow network above
 @pytest.mark.filterwarnings("ignore:No (positive|negative) samples:UserWarning")
 def test_the_real_network_on_real_vectors(
     shared_data: Callable[[str], Path], tmp_path: Path

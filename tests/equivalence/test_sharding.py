@@ -123,7 +123,7 @@ def test_resume_with_another_number_of_ranks(runs: dict[int, Path], place: Path)
     legs = [(2, FSDP2), (1, {}), (2, FSDP2), (2, {}), (1, {})]
     for part, (world, environment) in enumerate(legs):
         last = part == len(legs) - 1
-        order = {} if last else {"signal": [signal.SIGTERM, 4 * (part + 1), world - 1]}
+        order = {} if last else {"signal": [signal.SIGTERM, 2 * part + 3, world - 1]}
         result = shared_runs().run(
             settings(place, out),
             resume=part > 0,

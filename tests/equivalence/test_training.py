@@ -32,7 +32,7 @@ from tests.runs import ROOT, quick_folder, save_store, shared_runs, tiny_setting
 
 # micro-batches, ranks; 8 rows do not divide by 3 or 10
 CUTS = [(1, 1), (8, 1), (1, 2), (3, 1), (5, 2)]
-STEPS = 20
+STEPS = 14
 Outputs = dict[tuple[int, int], Path]
 
 
@@ -206,7 +206,7 @@ def test_resume_with_another_cut_goes_on_with_the_same_rows(place: Path) -> None
     assert result.status == 0, result.output
     out = place / "recut"
     for part, (micro, world) in enumerate([(2, 1), (1, 2), (3, 1), (5, 2)]):
-        order = {"signal": [signal.SIGTERM, 4 * (part + 1), world - 1]} if part < 3 else {}
+        order = {"signal": [signal.SIGTERM, 2 * part + 3, world - 1]} if part < 3 else {}
         settings = settings_for(place, out, "dro", micro)
         result = shared_runs().run(
             settings, resume=part > 0, world=world, record=f"{out}.record", **order

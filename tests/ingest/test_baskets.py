@@ -16,6 +16,7 @@ import pytest
 from behavegpt.cli import main
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import open_store
+from behavegpt.data.ties import reorder
 from behavegpt.errors import DataError
 from behavegpt.ingest.events import read_events, read_with_duckdb
 from behavegpt.ingest.prepare import prepare, preview
@@ -62,6 +63,8 @@ def test_a_basket_is_at_one_moment_and_in_one_split(tmp_path: Path) -> None:
     # invoice 3 begins on the last training day and ends on the first of validation
     assert baskets.columns["split"].tolist() == [0, 0, 0, 2, 2, 0, 1, 2]
     assert store.columns["basket"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 0, 0, 1, 2]
+    with pytest.raises(DataError, match="no order"):
+        reorder(store)
 
 
 @pytest.mark.parametrize("read", [read_events, lambda *given: read_with_duckdb(*given)])

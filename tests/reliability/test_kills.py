@@ -123,7 +123,7 @@ def test_a_kill_while_replacing_leaves_the_old_folder_or_the_new_one(
 SERVE = ["serve", "universal", "log.parquet", "--port", "0", "--save", "out/counted"]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_service_that_is_killed_while_it_saves(
     kills: int, place: Path, record_property: Record
 ) -> None:
