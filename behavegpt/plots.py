@@ -1,7 +1,8 @@
 """Figures of a run, drawn from its result files alone: one function per figure, each writes one PNG
 and returns it.
 
-RUN/log.jsonl -> loss.png; those of RUN/eval are in plots_evaluation.py
+RUN/log.jsonl -> loss.png; RUN/eval/metrics.json -> tradeoff.png; other figures of RUN/eval are in
+plots_evaluation.py
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from behavegpt.figures import (
     BLUE,
     GREEN,
+    INK,
     METRICS,
+    MODEL,
     ORANGE,
     VERMILION,
     figure,
@@ -29,6 +32,7 @@ from behavegpt.plots_evaluation import (
     per_behavior,
     recall_by_decile,
 )
+from behavegpt.result_files import read_json
 from behavegpt.training.journal import read_journal
 
 
@@ -37,6 +41,7 @@ def draw_all(run: Path) -> list[Path]:
     of a report."""
     figures: list[tuple[str, str, Callable[[Path, Path], Path]]] = [
         ("log.jsonl", "loss.png", loss_curve),
+        ("eval/metrics.json", "tradeoff.png", tradeoff),
         ("eval/metrics.json", "recall_by_decile.png", recall_by_decile),
         ("eval/per_behavior.csv", "per_behavior.png", per_behavior),
         ("eval/metrics.json", "calibration.png", calibration),
@@ -46,7 +51,9 @@ def draw_all(run: Path) -> list[Path]:
     for source, name, draw in figures:
         if not (run / source).is_file():
             continue
-        if draw is calibration and not is_calibrated(run / source):
+        # what an evaluation may lack
+        needed = NEEDED.get(name)
+        if needed and not needed(run / source):
             continue
         paths.append(draw(run / source, run / "figs" / name))
     return paths
@@ -84,14 +91,33 @@ def loss_curve(log: Path, out: Path) -> Path:
     return out
 
 
+def has_recalls(metrics: Path) -> bool:
+    """Whether any model has both recalls of `tradeoff`."""
+    return bool(_recalls(metrics))
+
+
+def tradeoff(metrics: Path, out: Path) -> Path:
+    """Macro against weighted recall of the model and the baselines, from metrics.json."""
+    return frontier(_recalls(metrics), out, group="model")
+
+
+def _recalls(metrics: Path) -> list[dict[str, Any]]:
+    """A row for each model that has both recalls."""
+    models = read_json(metrics, "models")["models"]
+    rows = [
+        {"model": name, **{k: m.get(k) for k in ("rec_w", "rec_m")}} for name, m in models.items()
+    ]
+    return [row for row in rows if None not in row.values()]
+
+
 def frontier(
     rows: Sequence[dict[str, Any]], out: Path, group: str = "loss", within: float = 0.8
 ) -> Path:
     """Macro against weighted recall, a numbered point for each value of `group`: mean of its rows
     and one deviation.
 
-    Points below `within` times the best weighted recall are left out, so that the others can be
-    told apart.
+    Dashed: the frontier of those that no other beats in both. Points below `within` times the best
+    weighted recall are left out, so that the others can be told apart.
     """
     recalls: dict[str, list[list[float]]] = {}
     for row in rows:
@@ -105,7 +131,13 @@ def frontier(
     }
     ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
 
+    best_of: list[np.ndarray] = []  # the frontier, from the right
+    for _, values in ordered:
+        if not best_of or values.mean(0)[1] > best_of[-1][1]:
+            best_of.append(values.mean(0))
+
     with figure(out, (9, 4.8)) as (_, (axes,)):
+        axes.plot(*np.array(best_of).T, color=INK, linewidth=1, linestyle="--", zorder=1)
         for number, (name, values) in enumerate(ordered, 1):
             x, y = values.mean(0)
             spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
@@ -132,10 +164,10 @@ def frontier(
 
 
 def _color_of_loss(name: str) -> str:
-    """DRO, what it starts from, and the rest."""
+    """DRO, what it starts from (or our model beside baselines), and the rest."""
     if name.startswith("dro"):
         return ORANGE
-    return BLUE if name.startswith("cross_entropy") else GREEN
+    return BLUE if name == MODEL or name.startswith("cross_entropy") else GREEN
 
 
 def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,3 +186,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     low = np.maximum(np.arange(len(values)) - half, 0)
     high = np.minimum(np.arange(len(values)) + half + 1, len(values))
     return (total[high] - total[low]) / (high - low)
+
+
+# figure -> whether its file holds what it shows
+NEEDED: dict[str, Callable[[Path], bool]] = {
+    "calibration.png": is_calibrated,
+    "tradeoff.png": has_recalls,
+}

@@ -177,6 +177,7 @@ def test_all_figures_are_drawn_without_a_warning(tmp_path: Path) -> None:
         drawn = plots.draw_all(run)
     assert [path.name for path in drawn] == [
         "loss.png",
+        "tradeoff.png",
         "recall_by_decile.png",
         "per_behavior.png",
         "calibration.png",
@@ -200,6 +201,7 @@ def test_missing_files_leave_their_figures_out(tmp_path: Path) -> None:
     (run / "eval" / "confusion.json").unlink()
     (run / "log.jsonl").unlink()
     assert [path.name for path in plots.draw_all(run)] == [
+        "tradeoff.png",
         "recall_by_decile.png",
         "per_behavior.png",
         "calibration.png",
@@ -220,7 +222,7 @@ def test_sparse_results_can_be_drawn(tmp_path: Path) -> None:
     only = [lines[0], *(line for line in lines if line.startswith("behavegpt"))]
     (run / "eval" / "per_behavior.csv").write_text("\n".join(only))
     _write(run / "eval" / "confusion.json", {"labels": ["a", "b"], "counts": [[3, 1], [0, 0]]})
-    assert len(plots.draw_all(run)) == 5
+    assert len(plots.draw_all(run)) == 6
 
 
 @pytest.mark.parametrize(

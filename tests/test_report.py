@@ -73,7 +73,7 @@ def test_the_page_needs_nothing_else(page: str) -> None:
         assert not any(name.startswith("on") for name in attributes)
     images = [attributes for tag, attributes in parsed.tags if tag == "img"]
     assert [tag for tag, _ in parsed.tags].count("script") == 1, "our own, without a source"
-    assert len(images) == 5 and all(image["alt"] for image in images)
+    assert len(images) == 6 and all(image["alt"] for image in images)
     assert "://" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", page)
     assert "url(" not in page and "@import" not in page
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page

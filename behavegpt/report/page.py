@@ -32,6 +32,11 @@ CAPTIONS = {
     "loss.png": (
         "Cross-entropy on training and validation data, and validation metrics, by optimizer step."
     ),
+    "tradeoff.png": (
+        "Each point is a model: recall over all events, and averaged over behaviors. No other "
+        "model is better in both than those on the dashed frontier. Much weaker models are left "
+        "out."
+    ),
     "recall_by_decile.png": (
         "Macro recall of ten groups of behaviors, from the most to the least frequent in training."
     ),
