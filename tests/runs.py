@@ -164,6 +164,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = save_store(random_store(users=8), Path(folder) / "data")
+        # without memory: its batches are made ahead by a thread, which no fork would have
         pretrain(
             PretrainSettings.model_validate(tiny_settings(data, Path(folder) / "run", steps=1))
         )
