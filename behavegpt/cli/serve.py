@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from behavegpt.zero_shot import UniversalPredictor
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 def _serve_arguments(parser: Parser) -> None:
     parser.add_argument(
         "model",
@@ -73,6 +76,9 @@ def _serve(arguments: Arguments) -> Any:
 
     logs, overrides = _split_words(arguments.overrides)
     settings = read_settings(ServeSettings, None, overrides)
+    # events of real users: nobody on other machines sees them unless asked for
+    if arguments.host not in LOOPBACK and "examples" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"examples": 0})
 
     if arguments.threads is not None:
         if arguments.threads < 1:

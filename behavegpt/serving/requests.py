@@ -52,7 +52,9 @@ class ServeSettings(Settings):
         20_000, description="events generated per request: users x samples x steps"
     )
     examples: Annotated[Whole, Field(ge=0, le=256)] = Field(
-        50, description="users of the log offered by GET /v1/examples; 0: none"
+        50,
+        description="users of the log offered by GET /v1/examples; 0: none, the default "
+        "where --host is not this machine alone",
     )
     state_bytes: Annotated[Whole, Field(ge=1 << 16)] = Field(
         1 << 30,

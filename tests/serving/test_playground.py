@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import pyarrow.parquet as pq
 import pytest
 
 for _library in ("fastapi", "uvicorn", "httpx"):
@@ -23,11 +24,13 @@ import uvicorn  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
 import behavegpt  # noqa: E402
+from behavegpt.demo import online_retail  # noqa: E402
 from behavegpt.predictor import Predictor  # noqa: E402
 from behavegpt.serving.app import make_app  # noqa: E402
 from behavegpt.serving.pages import frequent_labels  # noqa: E402
 from behavegpt.serving.requests import ServeSettings  # noqa: E402
 from behavegpt.zero_shot import UniversalPredictor  # noqa: E402
+from tests.serving.conftest import answered_until_sigterm  # noqa: E402
 from tests.universal.test_state import SCHEMA, table  # noqa: E402
 
 BROWSER = next(
@@ -128,6 +131,25 @@ def counted() -> UniversalPredictor:
     universal = behavegpt.load("universal")
     assert isinstance(universal, UniversalPredictor)
     return universal.fit_tables(table(0), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "words,shown",
+    [([], True), (["--host=0.0.0.0"], False), (["--host=0.0.0.0", "examples=3"], True)],
+)
+def test_real_users_are_shown_to_this_machine_alone(
+    words: list[str], shown: bool, tmp_path: Path
+) -> None:
+    import httpx
+
+    log = pq.read_table(online_retail()).slice(0, 300)
+    pq.write_table(log, tmp_path / "log.parquet")
+
+    def ask(url: str) -> Any:
+        return httpx.get(f"{url}/v1/examples").json()["users"]
+
+    found = answered_until_sigterm(["demo", str(tmp_path / "log.parquet"), *words], ask)
+    assert bool(found) == shown
 
 
 def test_examples_are_the_last_events_of_users_of_the_log(predictor: Predictor) -> None:
