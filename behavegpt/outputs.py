@@ -42,7 +42,7 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise ConfigError(f"{there}: a file, but a folder is needed; choose another name.")
+        raise ConfigError(f"{there}: a file, where a folder must be; choose another name.")
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -60,7 +60,7 @@ def _check_kind(path: Path, place: Path, kind: OutputKind) -> None:
             raise ConfigError(f"{path}: {there}, but a file is to be written; choose another name.")
         if kind != "file" and not stat.S_ISDIR(mode):
             raise ConfigError(
-                f"{path}: a file, but a folder is to be written; choose another name."
+                f"{path}: a file, where a folder must be written; choose another name."
             )
 
     # replacing a folder renames it, which a mount point does not allow

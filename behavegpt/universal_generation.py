@@ -79,7 +79,7 @@ def choose_policies(log: CountedLog, settings: GenerationSettings) -> dict[str, 
     for field, policy in wanted.items():
         if policy == "head":
             raise ConfigError(
-                f"the universal model has no {field} head; choose the policy observed or typical."
+                f"the universal model has no {field} head; use the policy observed or typical."
             )
         policies[field] = "observed" if policy == "auto" else policy
     if not schema.behavior_is_event:

@@ -272,6 +272,7 @@ def test_the_service_answers_with_baskets(model: Predictor, log: pa.Table) -> No
         expected = model.predict(frame[frame["user_id"] == user]).answers()[0]
         told = answer.json()["users"][0]["behaviors"]
         assert [b["behavior"] for b in told] == [b["behavior"] for b in expected]
+        assert client.get("/v1/examples").json()["users"] == []
         for path in ("generate", "explain"):
             refused = client.post(f"/v1/{path}", json=body)
             assert 400 <= refused.status_code < 500

@@ -157,7 +157,7 @@ def test_times_go_along_and_retired_ones_come_back(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "known": (["behavior1"], "predicts 'behavior1' already"),
+    "known": (["behavior1"], "already predicts 'behavior1'"),
     "empty": ([" "], "empty label"),
 }
 

@@ -93,7 +93,7 @@ def test_a_mistake_is_named_before_the_work(frame, settings, told):
 
 
 def test_a_used_run_folder_is_refused(frame, fitted):
-    with pytest.raises(ConfigError, match="holds"):
+    with pytest.raises(ConfigError, match="contains a run"):
         behavegpt.fit(frame, out=fitted.run, **QUICK)
 
 

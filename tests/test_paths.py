@@ -105,7 +105,7 @@ def find_schema() -> Any:
 
 
 def test_empty_settings_and_python(home: Path) -> None:
-    with pytest.raises(ConfigError, match="out = '': an empty path"):
+    with pytest.raises(ConfigError, match="out = '': empty path"):
         read_settings(PretrainSettings, None, ["data.path=x", "out=''"])
     for call in (open_store, find_logs, local_path):
         with pytest.raises(BehaveGPTError, match="empty path"):

@@ -13,7 +13,9 @@ from behavegpt.ingest.log_file import LogFile
 def expand(log: str) -> list[Path]:
     """The files of a path, a glob or a folder, sorted. Raises DataError where there is none."""
     if not log.strip():
-        raise DataError("empty log path (is a shell variable not set?); name a file or folder.")
+        raise DataError(
+            "empty path for the log (is a shell variable not set?); name a file or folder."
+        )
 
     path = Path(os.path.expanduser(log))
     if path.is_file():

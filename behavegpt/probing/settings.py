@@ -18,7 +18,7 @@ def _distinct(values: Any) -> Any:
     if not isinstance(values, (list, tuple)):
         raise ValueError("write a list")
     if len(set(map(str, values))) < len(values):
-        raise ValueError("a value is named twice; name each one once")
+        raise ValueError("a value is listed twice; list each one once")
     return tuple(values)
 
 

@@ -18,7 +18,11 @@ EVENTS = 30  # the last ones of each user
 
 def example_users(predictor: AnyPredictor, most: int) -> list[dict[str, Any]]:
     """At most `most` users, evenly spaced in the log, as {"id", "events"}: their last events under
-    the log's column names. Empty without a log in memory."""
+    the log's column names. Empty without a log in memory, and for models of baskets, which keep no
+    states."""
+    if predictor.tokenizer.event_schema.group is not None:
+        return []
+
     known = predictor.users.known
     if not isinstance(known, StatesOfHistories):
         return []

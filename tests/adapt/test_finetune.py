@@ -221,7 +221,7 @@ def short_histories(store):
             {"new": ["behavior1"]},
             None,
             ConfigError,
-            "knows the behavior 'behavior1' already",
+            "already knows the behavior 'behavior1'",
         ),
         (
             "new_behavior",

@@ -258,7 +258,7 @@ def test_what_is_wrong_is_said_before_any_training(data: Path, tmp_path: Path) -
     for change, error, says in cases:
         with pytest.raises(error, match=says):
             evaluate(**({"entry": entry, "data": data, "out": tmp_path / "out"} | change))
-    with pytest.raises(ConfigError, match="at least one"):
+    with pytest.raises(ConfigError, match="at least 1"):
         seeds_from(0)
     assert not (tmp_path / "out").exists()
 

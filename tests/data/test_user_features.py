@@ -132,7 +132,7 @@ def test_all_columns_are_features_where_none_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: pd.concat([t, t[:1]]), r"2 rows of user '0' \(column 'user'\)"),
+        (lambda t: pd.concat([t, t[:1]]), r"2 rows for user '0' \(column 'user'\)"),
         (lambda t: t.drop(columns="segment"), r"no column 'segment' \(a feature of the users\)"),
         (lambda t: t.rename(columns={"user": "usr"}), r"no column 'user' \(the user\)"),
         (lambda t: t.assign(age="young"), r"'age' \(numeric\) holds no number.*--user-features"),
@@ -152,8 +152,8 @@ def test_tables_that_cannot_be_read_are_refused(
     ("columns", "message"),
     [
         ({"user_features": ("slot",)}, "reserved name"),
-        ({"user_features": ("a",), "extra": ("a",)}, "named twice"),
-        ({"user_features": ("a",), "user_numeric": ("a",)}, "named twice"),
+        ({"user_features": ("a",), "extra": ("a",)}, "listed twice"),
+        ({"user_features": ("a",), "user_numeric": ("a",)}, "listed twice"),
         ({"user_numeric": ("uid",)}, "also a column of the log"),
     ],
 )

@@ -291,7 +291,7 @@ def test_labels_that_are_no_numbers_stand_beside_row_numbers(model, tokenizer, w
 MISTAKES = [
     ({"pool": ("lst",)}, {}, ConfigError, "unknown part 'lst'. Did you mean 'last'"),
     ({}, {"clients": ["7", "8", "7"]}, DataError, "client 7 is listed twice"),
-    ({"pool": ("last", "bag", "last")}, {}, ConfigError, "'last' is named twice"),
+    ({"pool": ("last", "bag", "last")}, {}, ConfigError, "'last' is listed twice"),
     (
         {"scale": "none", "dtype": "float16"},
         {"huge": True},

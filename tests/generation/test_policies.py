@@ -53,7 +53,7 @@ def test_training_hours_are_named_and_fields_without_a_source_are_copied():
 @pytest.mark.parametrize(
     "options,linked,message",
     [
-        ({"time": "head"}, True, "no gap head; choose the policy observed or typical for the time"),
+        ({"time": "head"}, True, "no gap head; use the policy observed or typical for the time"),
         ({"place": "head"}, True, "no location head"),
         ({}, False, "no event head, so it cannot generate events"),
     ],

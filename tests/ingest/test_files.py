@@ -423,5 +423,5 @@ def test_an_empty_path_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs.csv").write_text(CSV)
-    with pytest.raises(DataError, match="empty log path"):
+    with pytest.raises(DataError, match="empty path"):
         find_logs(nothing)

@@ -283,7 +283,7 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], Any], dict[str, Any], str]] = {
     "older than the log": (lambda t: t, {"stale_weeks": (50,)}, "--stale-weeks 50"),
     "one fold": (lambda t: t, {"folds": 1}, "folds"),
     "an unknown probe": (lambda t: t, {"probes": ("forest",)}, "probes"),
-    "an age twice": (lambda t: t, {"stale_weeks": (1, 1)}, "named twice"),
+    "an age twice": (lambda t: t, {"stale_weeks": (1, 1)}, "listed twice"),
     "an unknown part": (lambda t: t, {"pool": ("first",)}, "unknown part 'first'"),
     "an unknown setting": (lambda t: t, {"fold": 3}, "Did you mean 'folds'"),
 }

@@ -114,7 +114,7 @@ def test_events_that_cannot_be_taken_up_change_nothing(
 def test_what_is_unknown_is_said(model: UniversalPredictor, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no user 'nobody' among the 30"):
         model.state("nobody")
-    with pytest.raises(ConfigError, match="nothing was counted yet"):
+    with pytest.raises(ConfigError, match="no log has been counted yet"):
         behavegpt.load("universal").predict()
     with pytest.raises(ConfigError, match="no part 'mean'; it has last and behaviors"):
         model.embed(pool=["mean"])
