@@ -173,7 +173,7 @@ def test_a_file_in_the_way_is_told_before_the_training(
     events: pd.DataFrame, labels: pd.DataFrame, tmp_path: Path
 ) -> None:
     (tmp_path / "run").write_text("mine", encoding="utf-8")
-    with pytest.raises(ConfigError, match="a file, but a folder"):
+    with pytest.raises(ConfigError, match="a file, where a folder"):
         finetune_label("demo", events, labels, AT, tmp_path / "run", label="early")
 
 

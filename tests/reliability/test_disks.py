@@ -215,7 +215,7 @@ def test_folders_and_special_files_are_not_replaced_by_files(tmp_path: Path) -> 
     for path in (tmp_path, Path("/dev/null"), Path("/")):
         with pytest.raises(ConfigError):
             check_output(path, "file")
-    with pytest.raises(ConfigError, match="a file, but a folder"):
+    with pytest.raises(ConfigError, match="a file, where a folder"):
         check_output(_file(tmp_path / "file"), "whole")
     with pytest.raises(ConfigError, match="a mount point"):
         check_output(Path("/proc"), "whole")
