@@ -153,7 +153,7 @@ def test_hidden_tasks_without_labels_are_left_out(tmp_path: Path) -> None:
     assert available_tasks(data) == (*OPEN_TASKS, "conversion")
     with pytest.raises(DataError, match=r"propensity_price\.npy is missing"):
         load_targets(data, data.relevant_clients, "propensity_price")
-    with pytest.raises(ConfigError, match="no task"):
+    with pytest.raises(ConfigError, match="use 'conversion'"):
         load_targets(data, data.relevant_clients, "hidden1")
 
 
