@@ -44,7 +44,8 @@ def child(data: Path, window: int, kind: str, steps: int, out: Path) -> None:
 
     torch.set_num_threads(1)
     settings = PretrainSettings(
-        data={"path": data},
+        out="unused",  # a run without a folder writes nothing
+        data={"path": str(data)},
         model=SHAPE | {"max_length": window},
         loss={"start": 0.0},
         train={"steps": 1_000_000, "precision": "fp32", "batch_events": POSITIONS},
