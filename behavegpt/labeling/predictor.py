@@ -65,6 +65,14 @@ class LabelPredictor:
     def __init__(self, model: BehaveGPTForUserLabels, tokenizer: EventTokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
+    def reading(self, columns: Mapping[str, Any]) -> LabelPredictor:
+        """The predictor of logs whose columns differ from the training log's."""
+        return LabelPredictor(self.model, self.tokenizer.reading(columns))
+
+    def with_features(self, users: EventData) -> LabelPredictor:
+        """The predictor that knows what a table says of the users, as Predictor.with_features."""
+        return LabelPredictor(self.model, self.tokenizer.with_features(users))
+
     def predict(
         self, events: EventData, *, at: Any = None, columns: Mapping[str, Any] | None = None
     ) -> UserLabels:
@@ -74,7 +82,9 @@ class LabelPredictor:
         `events`: files, a table, a mapping of columns or a list of rows; `columns`: how they differ
         from the model's, such as {"user": "uid"}. Raises DataError without any event.
         """
-        tokenizer = self.tokenizer.reading(columns) if columns else self.tokenizer
+        if columns:
+            return self.reading(columns).predict(events, at=at)
+        tokenizer = self.tokenizer
         schema = tokenizer.event_schema
         moment = None if at is None else seconds_of(at, schema)
         rows: Any = events
