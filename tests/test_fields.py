@@ -168,6 +168,32 @@ def trained(work: Path) -> Callable[[str], None]:
     return make
 
 
+# command line of the kind baskets -> what is said of it
+MISTAKEN = {
+    "predict universal DATA": "that `prepare` wrote",
+    "evaluate MODEL LOG --out OUT/metrics.json": "log.parquet --out DIR",
+    "evaluate MODEL WORK/plain/data": "Prepare the data with --group",
+    "embed MODEL LOG --users WORK/users.csv --out OUT/x.parquet": "reads no features of users",
+    "predict MODEL WORK/users.csv": "no column 'invoice' (the group)",
+    "predict MODEL LOG --among bag --exclude bag": "leave none",
+    "predict MODEL LOG --among bag bags": "Did you mean 'bag'",
+    "predict MODEL LOG --top-k 0": "top_k",
+    f"probe MODEL LOG WORK/labels.csv --at {AT} --label event": "no column 'event'",
+    "probe MODEL LOG WORK/labels.csv --at 2015-01-01": "outside the log",
+}
+
+
+def test_mistaken_files_and_options_are_refused(
+    work: Path, trained: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained("plain")
+    trained("baskets")
+    for text, told in MISTAKEN.items():
+        capsys.readouterr()
+        assert main(words_of(text, work, "baskets")) == 2, text
+        assert told in capsys.readouterr().err, text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_verb_knows_the_fields_or_refuses_by_name(

@@ -144,7 +144,96 @@ def losses_table(split: str) -> str:
     return markdown(head, lines)
 
 
+# of features.jsonl: log -> (title, which features)
+FEATURED = {
+    "globo, 12,000 users": (
+        "Globo, 12,000 users, 78,687 training events, 3 epochs",
+        "device, system, environment, country, region, referrer of a user's first click",
+    ),
+    "Online Retail": ("Online Retail, 277,387 training events, 1 epoch", "country"),
+}
+ELAPSED = {
+    "plain": "neither",
+    "both": "both",
+    "gap": "`gap`",
+    "time": "`position_encoding: time`",
+}
+COUNTED = {"user_recent": "user recent, tuned", "mixture": "mixture, tuned"}
+
+
+def _of_log(log: str) -> list[Row]:
+    return [row for row in read_rows(RESULTS / "features.jsonl") if row["log"] == log]
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return str(len(rows)) if rows and "seed" in rows[0] else ""
+
+
+def features_table() -> str:
+    """What the features of users add, on each log."""
+    lines = []
+    for log, (title, features) in FEATURED.items():
+        rows = _of_log(log)
+        columns = [[row for row in rows if row.get("user_features") is on] for on in (False, True)]
+        recent = [row for row in rows if row["model"] == "user_recent"]
+        seeds = "/".join(map(_seeds, columns))
+        lines.append([f"{title} ({seeds})", features, *map(cell, [*columns, recent])])
+    return markdown(["log (seeds)", "features", "without", "with", COUNTED["user_recent"]], lines)
+
+
+def variants_table(log: str, key: str, titles: dict[Any, str]) -> str:
+    """A line for each value of a setting, and for the counts."""
+    rows = _of_log(log)
+    groups = {title: [r for r in rows if r.get(key) == value] for value, title in titles.items()}
+    groups |= {title: [r for r in rows if r["model"] == name] for name, title in COUNTED.items()}
+    lines = [[title, _seeds(found), cell(found)] for title, found in groups.items() if found]
+    return markdown(["", "seeds", " / ".join(FIGURES.values())], lines)
+
+
+BASKET_FIGURES = {
+    "recall@5": "recall@5",
+    "recall@10": "recall@10",
+    "ndcg@5": "NDCG@5",
+    "ndcg@10": "NDCG@10",
+    "hit@1": "hit@1",
+    "macro_recall@5": "macro recall@5",
+}
+
+
+def _basket_title(row: Row) -> str:
+    if row["model"] != "behavegpt":
+        return f"`{row['model']}`"
+    parts = ["BehaveGPT", *(["memory"] if row["memory"] else [])]
+    parts.append(f"{row['blocks']} blocks" if row["blocks"] else "no blocks")
+    return ", ".join(parts + ([f"`inputs: {row['inputs']}`"] if row["inputs"] != "all" else []))
+
+
+def baskets_table() -> str:
+    """Figures of whole baskets, the best NDCG@10 first."""
+    groups: dict[str, list[Row]] = {}
+    for row in read_rows(RESULTS / "baskets.jsonl"):
+        groups.setdefault(_basket_title(row), []).append(row)
+
+    def ndcg(rows: Sequence[Row]) -> float:
+        return float(np.mean([row["ndcg@10"] for row in rows]))
+
+    lines = []
+    for title, rows in sorted(groups.items(), key=lambda pair: -ndcg(pair[1])):
+        values = (mean_and_deviation(row[name] for row in rows) for name in BASKET_FIGURES)
+        lines.append([title, _seeds(rows), *(text.replace("0.", ".") for text in values)])
+    return markdown(["", "seeds", *BASKET_FIGURES.values()], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "features": features_table,
+    "elapsed-newyork": lambda: variants_table("New York", "elapsed", ELAPSED),
+    "elapsed-git": lambda: variants_table("git_activity, 1/12 of the authors", "elapsed", ELAPSED),
+    "numeric": lambda: variants_table(
+        "git_activity, 1/12 of the authors, files touched",
+        "numeric",
+        {False: "without", True: "with `numeric: [files]`"},
+    ),
+    "baskets": baskets_table,
     "main": main_table,
     "blocks": blocks_table,
     "losses-valid": lambda: losses_table("valid"),

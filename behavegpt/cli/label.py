@@ -159,12 +159,13 @@ def predict_labels(arguments: Arguments) -> Any:
     if not arguments.logs:
         raise ConfigError(f"predict {arguments.model}: add the log files after the model.")
 
-    from behavegpt.cli.models import log_changes
+    from behavegpt.cli.models import log_changes, say_unread
 
     model = load_label(arguments.model).reading(log_changes(arguments))
     if arguments.users:
         model = model.with_features(arguments.users)
     said = model.predict(named_logs(arguments, arguments.logs), at=arguments.at)
+    say_unread(said.unknown, said.rejected)
     given = give(arguments, said)
     if given is not None:
         return given

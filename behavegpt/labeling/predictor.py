@@ -9,6 +9,7 @@ Shapes: U users, K classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ class UserLabels(Tabular):
     classes: tuple[str, ...]  # empty for numbers
     values: np.ndarray  # (U, K) probabilities, or (U, 1) numbers
     at: int  # epoch seconds; all events that were looked at are earlier
+    unknown: Mapping[str, int]  # events whose label the model does not know, by field
+    rejected: Mapping[str, int]  # rows that could not be read, by reason
 
     def __len__(self) -> int:
         return len(self.users)
@@ -90,7 +93,8 @@ class LabelPredictor:
         rows: Any = events
         if isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
             rows = rows_as_columns(rows)
-        table = tokenizer.read(as_logs(rows, schema)).table
+        read = tokenizer.read(as_logs(rows, schema))
+        table, rejected = read.table, Counter(read.rejects["reason"].to_pylist())
         if moment is None and len(table):
             moment = pc.max(table["time"]).as_py() // MICROS + 1
 
@@ -98,11 +102,13 @@ class LabelPredictor:
         if moment is None or not len(before):
             when = "at all" if moment is None else f"before {shown(moment)}"
             raise DataError(f"the log has no usable event {when}; name a later date.")
-        past = Past(before, tokenizer.encode_table(before), None, moment)
+        past = Past(before, tokenizer.encode_table(before, rejected), None, moment)
         said = outputs(self.model, Examples(past.encoded, aggregates(past, schema)))
-        config = self.model.config
+        config, encoded = self.model.config, past.encoded
+        classes = tuple(config.classes or ())
         return UserLabels(
-            past.encoded.users, config.label, tuple(config.classes or ()), said, moment
+            *(encoded.users, config.label, classes, said, moment, encoded.unknown),
+            encoded.rejected,
         )
 
 
