@@ -152,12 +152,9 @@ FEATURED = {
     ),
     "Online Retail": ("Online Retail, 277,387 training events, 1 epoch", "country"),
 }
-ELAPSED = {
-    "plain": "neither",
-    "both": "both",
-    "gap": "`gap`",
-    "time": "`position_encoding: time`",
-}
+ELAPSED = {"plain": "neither", "both": "both", "gap": "`gap`", "time": "`position_encoding: time`"}
+NUMBERS = {False: "without", True: "with `numeric: [files]`"}
+GIT = "git_activity, 1/12 of the authors"
 COUNTED = {"user_recent": "user recent, tuned", "mixture": "mixture, tuned"}
 
 
@@ -176,8 +173,8 @@ def features_table() -> str:
         rows = _of_log(log)
         columns = [[row for row in rows if row.get("user_features") is on] for on in (False, True)]
         recent = [row for row in rows if row["model"] == "user_recent"]
-        seeds = "/".join(map(_seeds, columns))
-        lines.append([f"{title} ({seeds})", features, *map(cell, [*columns, recent])])
+        title += f" ({'/'.join(map(_seeds, columns))})"
+        lines.append([title, features, *map(cell, [*columns, recent])])
     return markdown(["log (seeds)", "features", "without", "with", COUNTED["user_recent"]], lines)
 
 
@@ -190,22 +187,15 @@ def variants_table(log: str, key: str, titles: dict[Any, str]) -> str:
     return markdown(["", "seeds", " / ".join(FIGURES.values())], lines)
 
 
-BASKET_FIGURES = {
-    "recall@5": "recall@5",
-    "recall@10": "recall@10",
-    "ndcg@5": "NDCG@5",
-    "ndcg@10": "NDCG@10",
-    "hit@1": "hit@1",
-    "macro_recall@5": "macro recall@5",
-}
+BASKET_FIGURES = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "hit@1", "macro_recall@5")
 
 
 def _basket_title(row: Row) -> str:
     if row["model"] != "behavegpt":
         return f"`{row['model']}`"
-    parts = ["BehaveGPT", *(["memory"] if row["memory"] else [])]
-    parts.append(f"{row['blocks']} blocks" if row["blocks"] else "no blocks")
-    return ", ".join(parts + ([f"`inputs: {row['inputs']}`"] if row["inputs"] != "all" else []))
+    memory = ", memory" if row["memory"] else ""
+    inputs = "" if row["inputs"] == "all" else f", `inputs: {row['inputs']}`"
+    return f"BehaveGPT{memory}, {row['blocks'] or 'no'} blocks{inputs}"
 
 
 def baskets_table() -> str:
@@ -214,25 +204,20 @@ def baskets_table() -> str:
     for row in read_rows(RESULTS / "baskets.jsonl"):
         groups.setdefault(_basket_title(row), []).append(row)
 
-    def ndcg(rows: Sequence[Row]) -> float:
-        return float(np.mean([row["ndcg@10"] for row in rows]))
-
     lines = []
-    for title, rows in sorted(groups.items(), key=lambda pair: -ndcg(pair[1])):
-        values = (mean_and_deviation(row[name] for row in rows) for name in BASKET_FIGURES)
+    ndcg = {title: np.mean([row["ndcg@10"] for row in rows]) for title, rows in groups.items()}
+    for title, rows in sorted(groups.items(), key=lambda group: -ndcg[group[0]]):
+        values = [mean_and_deviation(row[name] for row in rows) for name in BASKET_FIGURES]
         lines.append([title, _seeds(rows), *(text.replace("0.", ".") for text in values)])
-    return markdown(["", "seeds", *BASKET_FIGURES.values()], lines)
+    names = [name.replace("ndcg", "NDCG").replace("_", " ") for name in BASKET_FIGURES]
+    return markdown(["", "seeds", *names], lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "features": features_table,
     "elapsed-newyork": lambda: variants_table("New York", "elapsed", ELAPSED),
-    "elapsed-git": lambda: variants_table("git_activity, 1/12 of the authors", "elapsed", ELAPSED),
-    "numeric": lambda: variants_table(
-        "git_activity, 1/12 of the authors, files touched",
-        "numeric",
-        {False: "without", True: "with `numeric: [files]`"},
-    ),
+    "elapsed-git": lambda: variants_table(GIT, "elapsed", ELAPSED),
+    "numeric": lambda: variants_table(f"{GIT}, files touched", "numeric", NUMBERS),
     "baskets": baskets_table,
     "main": main_table,
     "blocks": blocks_table,
