@@ -106,8 +106,8 @@ def prepared(protocol: Protocol, log: Log, logs: Path, work: Path) -> EventStore
     schema = EventSchema.model_validate(protocol.schema_ | log.schema_ | {"tz": log.tz})
 
     def make() -> None:
-        least = {"min_events": protocol.min_events, "min_count": protocol.min_count}
-        prepare([logs / log.file], folder, schema, **least)
+        least, rarest = protocol.min_events, protocol.min_count
+        prepare([logs / log.file], folder, schema, min_events=least, min_count=rarest)
 
     made_once(folder, make)
     return open_store(folder)
