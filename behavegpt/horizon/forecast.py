@@ -22,7 +22,7 @@ from behavegpt.data.times import DAY, zone
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 from behavegpt.horizon.expected import Expected
-from behavegpt.horizon.learn import Step, expected_of, learn, moments_at
+from behavegpt.horizon.learn import Step, expected_of, learn, moments_at, warn_of_few
 from behavegpt.ingest.asked import seconds_of
 from behavegpt.ingest.whole_log import read_whole_log
 from behavegpt.options import ForecastOptions
@@ -94,6 +94,7 @@ def forecast(
             raise DataError(f"now: {str(now)[:60]!r} is before all events; ask about a later time.")
 
     histories = memory_columns(encoded.columns, schema.slot_minutes)
+    warn_of_few(histories.time, moment, chosen.days)
     forecaster = learn(
         histories,
         encoded.offsets,

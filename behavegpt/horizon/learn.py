@@ -9,8 +9,10 @@ Shapes: E events, U users, M moments, N expected events, F facts, D deltas.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ PER_USER = 8, 64  # of one user, of many users and of few: more repeat one anoth
 CHUNK = 1000  # moments whose expected events are in memory together
 WIDTH, EPOCHS, BATCH, RATE = 64, 6, 2048, 3e-3
 LEAST_STEPS = 600  # of a short log, which is seen more often
+FEW = 0.05  # of the average number of events: so few in the last days are a mistake
 EXTREME = 5.0  # standard deviations: facts beyond are cut off
 Step = Callable[[int, int], None]  # done, of
 
@@ -119,6 +122,21 @@ def learn(
         seed,
     )
     return forecaster
+
+
+def warn_of_few(time: np.ndarray, end: int, days: int) -> None:
+    """Warn where the `days` days before `end` hold hardly any of the events at `time` (E,): a log
+    that ends with a few wrong dates ends too late."""
+    early = time <= end
+    recent = int((time[early] > end - days * DAY).sum())
+    usual = early.sum() * min(days * DAY / max(int(np.ptp(time[early])), 1), 1.0)
+    if recent < FEW * usual:
+        written = datetime.fromtimestamp(end, UTC).isoformat()
+        warnings.warn(
+            f"only {recent:,} events in the {days} days before {written}, of {usual:,.0f} on "
+            "average: if the log really ends earlier, say where with --now (now=).",
+            stacklevel=3,
+        )
 
 
 def expected_of(
