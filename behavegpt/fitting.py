@@ -181,13 +181,7 @@ def fit(
     # mistakes before the work, with paths that stand for those not known yet
     read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
     if out is not None:
-        run = local_path(out)
-        check_output(run, "into")
-        if (run / "run.json").exists():
-            raise ConfigError(
-                f"{run} already contains a run; open it with behavegpt.load, or choose "
-                "another `out`."
-            )
+        run = _new_run(out)
         store = _prepare(data, chosen, run / "data")
     else:
         store = _prepare_in_cache(data, chosen)
@@ -204,6 +198,17 @@ def fit(
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
     return fitted
+
+
+def _new_run(out: str | Path) -> Path:
+    """The folder of a new run. Raises ConfigError where there is one already."""
+    run = local_path(out)
+    check_output(run, "into")
+    if (run / "run.json").exists():
+        raise ConfigError(
+            f"{run} already contains a run; open it with behavegpt.load, or choose another `out`."
+        )
+    return run
 
 
 def _opened(run: Path, chosen: _Settings) -> Predictor:

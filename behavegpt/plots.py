@@ -131,13 +131,9 @@ def frontier(
     }
     ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
 
-    best_of: list[np.ndarray] = []  # the frontier, from the right
-    for _, values in ordered:
-        if not best_of or values.mean(0)[1] > best_of[-1][1]:
-            best_of.append(values.mean(0))
-
+    unbeaten = _unbeaten(np.array([values.mean(0) for _, values in ordered]))
     with figure(out, (9, 4.8)) as (_, (axes,)):
-        axes.plot(*np.array(best_of).T, color=INK, linewidth=1, linestyle="--", zorder=1)
+        axes.plot(*unbeaten.T, color=INK, linewidth=1, linestyle="--", zorder=1)
         for number, (name, values) in enumerate(ordered, 1):
             x, y = values.mean(0)
             spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
@@ -161,6 +157,12 @@ def frontier(
             title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall"
         )
     return out
+
+
+def _unbeaten(points: np.ndarray) -> np.ndarray:
+    """Of points (n, 2) by falling first coordinate those that none before beats in the second."""
+    highest_before = np.maximum.accumulate(np.append(-np.inf, points[:-1, 1]))
+    return points[points[:, 1] > highest_before]
 
 
 def _color_of_loss(name: str) -> str:

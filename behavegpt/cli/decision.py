@@ -56,9 +56,11 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.zero_shot import NO_THRESHOLDS
 
     given = given_options(arguments, ("objective", "keep", "min_targets"))
+
     settings = check_settings(DecisionSettings, given, "thresholds")
     if is_universal(arguments.model):
         raise ConfigError(NO_THRESHOLDS)
+    # an upgrade would silently take the thresholds away again
     if shipped_folder(arguments.model):
         raise ConfigError(
             f"{arguments.model} is part of the package, which is read-only; copy its "
@@ -66,6 +68,7 @@ def _thresholds(arguments: Arguments) -> Any:
         )
     folder = model_folder(arguments.model)
     predictor = load(folder)
+    # thresholds belong to the model's classes, whatever the folder's vocabulary is
     store = fit_store(open_store(arguments.data), predictor.tokenizer)
 
     with lock(folder / FILE):
@@ -74,6 +77,7 @@ def _thresholds(arguments: Arguments) -> Any:
 
     facts = thresholds.facts
     if facts["weight"] is None:
+        # cross-fitting has told: what helps on the users it was learned on may do harm on others
         say("no thresholds helped on the users that they were not learned on, so all are 0")
 
     rows = []

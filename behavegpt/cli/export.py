@@ -61,6 +61,7 @@ def _export(arguments: Arguments) -> Any:
     from behavegpt.training.model_folder import Trained
     from behavegpt.training.ranks import tell_ranks
 
+    # no defaults here: those of ExportSettings hold for Python too
     names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
     given = given_options(arguments, names)
     if "pool" in given:

@@ -61,10 +61,12 @@ def finetune_label_command(arguments: Arguments) -> Any:
     from behavegpt.labeling.run import BESIDE, finetune_label
     from behavegpt.labeling.settings import LabelSettings
 
+    # logs and settings come in one list of words; a file may have `=` in its name
     logs = [word for word in arguments.overrides if "=" not in word or Path(word).exists()]
     words = [word for word in arguments.overrides if word not in logs]
     outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
     words = [word for word in words if not word.startswith("out=")]
+    # argparse cannot ask for them: the other modes do without
     missing = {
         "LOG, behind the model": logs,
         "--labels TABLE": arguments.labels,
@@ -80,6 +82,7 @@ def finetune_label_command(arguments: Arguments) -> Any:
         )
 
     settings = read_settings(LabelSettings, None, words)
+    # fits: each fold's network, the one of all users, and the probes beside them
     total = settings.folds * settings.seeds + 1 + 2 * len(BESIDE) * bool(settings.seeds)
     with progress("fine-tune", total) as advance:
         finished = 0
@@ -87,6 +90,7 @@ def finetune_label_command(arguments: Arguments) -> Any:
         def step(name: str) -> None:
             nonlocal finished
             finished += 1
+            # a probe more than was thought of must not end the work
             advance(min(finished, total), name)
 
         result = finetune_label(
@@ -154,4 +158,5 @@ def predict_labels(arguments: Arguments) -> Any:
 
 
 def _text(value: Any) -> str:
+    # probabilities and regressed values alike
     return f"{value:.4f}" if isinstance(value, float) else str(value)

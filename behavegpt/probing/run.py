@@ -97,7 +97,7 @@ def probe(
 
     stale = work.staleness(aged, moment) if aged else []
     facts = {
-        "model": str(model) if isinstance(model, (str, Path)) else repr(model),
+        "model": name_of(model),
         "at": shown(moment),
         **_facts(known, read, asked, moment),
         **_training(predictor, moment),
@@ -106,6 +106,12 @@ def probe(
     }
     rows = (scores, _differences(scores), stale)
     return ProbeResult(facts, *(Scores(tuple(part)) for part in rows))
+
+
+def name_of(model: str | Path | Predictor | UniversalPredictor) -> str:
+    """How a result names the model that it was asked with."""
+    # a path as it was given: the result may be read on another machine
+    return str(model) if isinstance(model, (str, Path)) else repr(model)
 
 
 def _differences(scores: list[Score]) -> list[Score]:

@@ -48,8 +48,10 @@ def _encode_distinct(
 ) -> EncodedHistories:
     """The histories of users whose names differ and ascend."""
     schema = tokenizer.event_schema
+    # a time may be told whole or in parts, as the log's columns are
     columns = [column for role, column in columns_of(schema).items() if role != "time"]
     columns += time_parts(schema.time, names)
+    # what no event names is left out: a behavior need not be told
     wanted = [column for column in dict.fromkeys(columns) if column in names]
     rows = [row for user in users for row in user.events]
     table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
@@ -71,6 +73,7 @@ def knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokeniz
     that the model does not read."""
     tokenizer = tokenizer.by_name
     told = {name_of(user): user.features for user in users if user.features is not None}
+    # the common case costs no new tokenizer
     if not told:
         return tokenizer
 
@@ -84,6 +87,7 @@ def knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokeniz
 
     table: dict[str, list[str | None]] = {tokenizer.event_schema.user: list(told)}
     for name in known:
+        # as the labels of events are written: 3.0 and 3 are one feature
         table[name] = [as_label_text(features.get(name)) for features in told.values()]
     named = tokenizer.with_features(table)
     if tokenizer.users is None or named.users is None:
@@ -111,6 +115,7 @@ def _in_order(
         name: np.concatenate([part.columns[name] for part in parts])[event]
         for name in parts[0].columns
     }
+
     unknown: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     for part in parts:

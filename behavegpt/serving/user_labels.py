@@ -23,6 +23,7 @@ def answer_labels(
     answers: list[Answer | BehaveGPTError] = []
     for request in requests:
         interrupt()
+        # one client's mistake must not cost the answers of the others in the batch
         try:
             answers.append(_answer(predictor, request))
         except BehaveGPTError as error:
@@ -33,16 +34,20 @@ def answer_labels(
 def _answer(predictor: LabelPredictor, request: LabelRequest) -> Answer:
     """Raises DataError where a user has no usable event before the moment."""
     names = [name_of(user) for user in request.users]
+    # a label is said of all events of a user: two halves would give two labels
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"user {twice!r} is there twice; send all events of a user together.")
 
+    # what the columns are is looked at before any row is read
     check_columns(named_columns(request), predictor.tokenizer.event_schema)
     tokenizer = knowing(predictor.tokenizer, request.users)
     asked = LabelPredictor(predictor.model, tokenizer)
     said = asked.predict(_table(request.users, tokenizer.event_schema.user), at=request.at)
 
+    # the reader sorts users by name; answers are in the order of the request
     place = {name: row for row, name in enumerate(said.users.to_pylist())}
+    # a shorter list would shift the answers of those behind
     missing = next((name for name in names if name not in place), None)
     if missing is not None:
         raise DataError(f"user {missing!r} has no usable event before the moment asked about.")

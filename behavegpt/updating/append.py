@@ -162,13 +162,7 @@ def append(
     for name, labels in _features(store, events, users, place).items():
         table = table.append_column(name, labels.take(pa.array(user)))
 
-    # each user's new events come behind the old ones
-    old = np.zeros(len(users), np.int64)
-    old[place] = np.diff(store.offsets)
-    new = np.bincount(user, minlength=len(users))
-    offsets = np.concatenate([[0], np.cumsum(old + new)])  # (U + 1,)
-    to_old = ranges(offsets[place], np.diff(store.offsets))  # (E,) where the old ones go
-    to_new = ranges(offsets[:-1] + old, new)  # (N,)
+    offsets, to_old, to_new = _places(store.offsets, place, np.bincount(user, minlength=len(users)))
 
     draw = np.random.default_rng(seed).random(len(users))
     split = np.where(draw[user] < settings.held_out, VALID, TRAIN)  # (N,)
@@ -176,10 +170,7 @@ def append(
         field: _grown(known, table[field], settings.min_count)
         for field, known in store.vocabulary.items()
     }
-    seconds = table["time"].to_numpy() // MICROS
-    added = {"time": seconds - store.manifest.time_origin, "split": split}
-    added |= {name: table[name].to_numpy() for name in ("weekday", "slot")}
-    added |= {field: known.encode(table[field]) for field, known in vocabulary.items()}
+    added = {"split": split, **_encoded(table, store.manifest.time_origin, vocabulary)}
 
     (folder / "columns").mkdir(parents=True)
     write_array(folder / "columns" / "offsets.npy", offsets)
@@ -188,13 +179,38 @@ def append(
 
     ties = store.manifest.ties
     if ties is not None:
-        ties += count_ties({"user": user, "time": seconds})
+        ties += count_ties({"user": user, "time": added["time"]})
     manifest = _write_manifest(store, folder, users, vocabulary, columns, ties)
     assert manifest.events == len(to_old) + len(to_new)
 
     is_new = np.zeros(manifest.events, bool)
     is_new[to_new] = True
     return Appended(open_store(folder), is_new, len(users) - len(old_users))
+
+
+def _places(
+    before: np.ndarray, place: np.ndarray, new: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets (U + 1,) of the users together, and where the old events (E,) and the new ones (N,)
+    go: `before` (old users + 1,) offsets, `place` (old users,) of them among all, `new` (U,) events
+    of each."""
+    length = np.diff(before)
+    old = np.zeros(len(new), np.int64)
+    old[place] = length
+
+    # each user's new events come behind the old ones: only_later has seen to it that they are
+    offsets = np.concatenate([[0], np.cumsum(old + new)])
+    return offsets, ranges(offsets[place], length), ranges(offsets[:-1] + old, new)
+
+
+def _encoded(
+    table: pa.Table, origin: int, vocabulary: dict[str, Vocabulary]
+) -> dict[str, np.ndarray]:
+    """The columns (N,) of new events as a prepared folder holds them, but for their split; times in
+    seconds from its `origin`."""
+    columns = {"time": table["time"].to_numpy() // MICROS - origin}
+    columns |= {name: table[name].to_numpy() for name in ("weekday", "slot")}
+    return columns | {field: known.encode(table[field]) for field, known in vocabulary.items()}
 
 
 def _write_columns(
