@@ -48,6 +48,7 @@ from behavegpt.training.model_folder import open_model
 FIGURES = (
     "rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy",
 )  # fmt: skip
+# two bytes a test row and seed: a benchmark keeps hundreds of such files
 MOST_RANK = np.iinfo(np.uint16).max
 
 
@@ -61,6 +62,7 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
         (out / folder).mkdir(parents=True, exist_ok=True)
 
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
+    # what was asked last: earlier rows may be of other settings, which their keys tell
     write_text(out / "benchmark.yaml", dump_settings(settings))
     grid = Grid(out / "rows.jsonl", out / "locks")
     while grid.run(runs_of(settings, stores, grid)):
@@ -225,6 +227,7 @@ def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]
             row[split], ranks = _count_scores(model, store, split)
 
         write_array(grid.path.parent / "ranks" / f"{row['key']}.npy", ranks)
+        # the same end as a trained model's row, with nothing left to do
         yield row | attempted(dict, name)
 
 

@@ -43,6 +43,7 @@ def write_tables(settings: BenchmarkSettings) -> Path:
 
     parts, used = [], []
     compared: dict[str, dict[str, Any]] = {}
+
     for plan in plans_of(settings, stores):
         rows = final_rows(plan)
         if not rows:
@@ -57,6 +58,7 @@ def write_tables(settings: BenchmarkSettings) -> Path:
             parts.append(comparison_table(str(_versus(settings, rows)), differences))
             compared[plan.data] = _as_json(differences)
 
+        # a point a seed: the figures draw means and deviations themselves
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
@@ -83,6 +85,7 @@ def write_tables(settings: BenchmarkSettings) -> Path:
 def final_rows(plan: Plan) -> list[Row]:
     """The finished final rows of a log, each with the model's name in tables: with what it was
     given."""
+
     rows = (row for row in plan.known_rows() if row["kind"] == FINAL and row["status"] == "done")
     return [row | {"entry": row["model"], "model": _named(row)} for row in rows]
 
@@ -111,6 +114,7 @@ def figures_table(rows: Sequence[Row]) -> str:
         cells = [_over_seeds(same, figure_name) for figure_name in SHOWN]
         seconds = mean_and_deviation([None if counted else row["epoch_seconds"] for row in same], 1)
         cost = ["-" if counted else f"{same[0]['parameters']:,}", seconds]
+        # the last word of a setting is enough: `train.lr` is `lr`
         chosen = ", ".join(
             f"{key.rpartition('.')[2]} {value:g}" for key, value in same[0]["point"].items()
         )
@@ -141,6 +145,7 @@ def comparison(
         return {}
 
     target, user = truth(plan.store)
+    # (seeds, R): seeds are drawn again with the users
     own = np.stack(ranks.pop(versus))
     return {
         name: compare_ranks(own, np.stack(x), target, user, settings.draws)

@@ -68,7 +68,7 @@ def _update(arguments: Arguments) -> Any:
     if not arguments.logs:
         raise ConfigError(f"update {run}: add the files of later events after the run.")
 
-    # before the update, which removes them
+    # before the update, which leaves them out
     beside = left_out(run)
     result = update(
         run,

@@ -76,12 +76,15 @@ class LabelPredictor:
         """
         tokenizer = self.tokenizer.reading(columns) if columns else self.tokenizer
         schema = tokenizer.event_schema
+
         moment = None if at is None else seconds_of(at, schema)
         rows: Any = events
+        # rows as a web service has them; all readers take columns
         if isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
             rows = rows_as_columns(rows)
         table = tokenizer.read(as_logs(rows, schema)).table
         if moment is None and len(table):
+            # a second behind the last event: aggregates tell how long ago it was
             moment = pc.max(table["time"]).as_py() // MICROS + 1
 
         before = table if moment is None else table.filter(pc.less(table["time"], moment * MICROS))
@@ -110,7 +113,11 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
     disable_progress_bar()
     try:
         read: Any = BehaveGPTForUserLabels.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            # no code and no pickle: a folder may come from anywhere
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         model, loaded = read
         tokenizer = EventTokenizer.from_pretrained(path, local_files_only=True)
@@ -119,6 +126,7 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
             f"{path}: cannot be loaded ({first_line(error)}); {DAMAGED}."
         ) from None
 
+    # transformers would draw what is missing at random, and say so in a warning only
     if loaded["missing_keys"] or model.config.tokenizer_hash != tokenizer.hash:
         raise CheckpointError(f"{path}: weights, config and labels do not match; {DAMAGED}.")
     torch.nn.Module.to(model, choose_device(device))

@@ -19,6 +19,7 @@ def read_facts(run: Path) -> dict[str, Any]:
             f"{run}: not a run folder (no run.json); name the `out` folder of `behavegpt train`."
         )
 
+    # files of earlier versions lack some of them
     return {
         "command": "",
         "config": {},
@@ -68,6 +69,7 @@ def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
         for key, text in shape.items()
         if pick(config, f"model.{key}")
     ]
+
     best = record.get("best_step")
     training = [
         f"{record['steps']:,} steps" if record.get("steps") is not None else "",
@@ -84,6 +86,7 @@ def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
         "device": str(record.get("device") or ""),
         "started": when(record.get("started")),
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        # 16 digits tell any two apart, and fit the line
         "data hash": str(data.get("content_hash", ""))[:16],
     }
 
@@ -116,6 +119,7 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         return []
 
     schema, split = manifest.event_schema, manifest.split
+
     columns = {"user": schema.user, "time": schema.time} | schema.label_columns
     if schema.group is not None:
         columns["group"] = schema.group
@@ -139,6 +143,7 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def boundaries(moments: Any) -> str:
     """Times of a split in seconds since 1970, readable; other values as they are."""
+    # a split by users or by dates has no times here
     if not isinstance(moments, list) or not all(is_number(moment) for moment in moments):
         return "" if moments is None else json.dumps(moments, ensure_ascii=False)
 
@@ -181,6 +186,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
 
+    # of hours no seconds: nobody needs them
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     parts = [

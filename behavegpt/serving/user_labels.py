@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.labeling.predictor import LabelPredictor
 from behavegpt.serving.answers import Answer, check_columns, named_columns
-from behavegpt.serving.histories import knowing, name_of
-from behavegpt.serving.requests import History, LabelRequest
+from behavegpt.serving.histories import events_table, knowing, name_of
+from behavegpt.serving.requests import LabelRequest
 
 
 def answer_labels(
@@ -43,7 +41,9 @@ def _answer(predictor: LabelPredictor, request: LabelRequest) -> Answer:
     check_columns(named_columns(request), predictor.tokenizer.event_schema)
     tokenizer = knowing(predictor.tokenizer, request.users)
     asked = LabelPredictor(predictor.model, tokenizer)
-    said = asked.predict(_table(request.users, tokenizer.event_schema.user), at=request.at)
+    columns = dict.fromkeys(name for user in request.users for row in user.events for name in row)
+    table = events_table(request.users, columns, tokenizer.event_schema.user)
+    said = asked.predict(table, at=request.at)
 
     # the reader sorts users by name; answers are in the order of the request
     place = {name: row for row, name in enumerate(said.users.to_pylist())}
@@ -58,17 +58,6 @@ def _answer(predictor: LabelPredictor, request: LabelRequest) -> Answer:
     ]
     moment = datetime.fromtimestamp(said.at, UTC).isoformat()
     return {"users": users, "label": said.label, "before": moment}
-
-
-def _table(users: Sequence[History], user_column: str) -> dict[str, list[Any]]:
-    """Columns of all users' events, theirs under their own names."""
-    rows = [row for user in users for row in user.events]
-    columns = dict.fromkeys(column for row in rows for column in row)
-    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in columns}
-    table[user_column] = [
-        name for user in users for name in itertools.repeat(name_of(user), len(user.events))
-    ]
-    return table
 
 
 def _said(classes: tuple[str, ...], values: np.ndarray) -> Answer:
