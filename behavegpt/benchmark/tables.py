@@ -85,7 +85,6 @@ def write_tables(settings: BenchmarkSettings) -> Path:
 def final_rows(plan: Plan) -> list[Row]:
     """The finished final rows of a log, each with the model's name in tables: with what it was
     given."""
-
     rows = (row for row in plan.known_rows() if row["kind"] == FINAL and row["status"] == "done")
     return [row | {"entry": row["model"], "model": _named(row)} for row in rows]
 

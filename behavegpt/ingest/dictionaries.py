@@ -26,6 +26,7 @@ def build_dictionary(
     """
     values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
     create_values(con, values, source.sql, column, kind)
+
     check_exact(con, source.name, column, values, kind, rule)
 
     if rule is None:
@@ -36,6 +37,7 @@ def build_dictionary(
     own = rule == TEXT or (
         rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")
     )
+
     written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
     labels = (
         written
@@ -62,6 +64,7 @@ def build_dictionary(
             f"{dictionary} d USING (label)"
         )
 
+    # as large as the dictionary, and the next column needs the room
     con.execute(f"DROP TABLE {values}")
     return rule, int(rows)
 

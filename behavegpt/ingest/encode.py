@@ -113,14 +113,16 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
     # holds their numbers.
     buckets = min(65_535, max(1, -(-total // batch_rows), min(256, -(-total // PIECE))))
     # (user codes,)
+    # by events and not by users: a bucket must fit the memory, whoever is in it
     bucket_of_user = (before * buckets // max(1, total)).astype(smallest_dtype(buckets))
     spill = SpilledBuckets(work / "spilled", bucket_of_user, held)
 
     rejected = np.zeros(len(REASONS), np.int64)
+
     for rows in plan.batches(min(batch_rows, PIECE)):
         rejected += rows.rejected
+        # they were counted in the dictionaries, which hold all rows
         np.subtract.at(counts, rows.rejected_users, 1)
-        # rejected rows were counted in the dictionaries, which hold all rows
         spill.append(rows.columns)
 
     # null is no user
@@ -144,6 +146,7 @@ def keep_users(
     if not rows_read:
         raise DataError(f"{plan.source.name}: no rows; name logs that contain events.")
 
+    # also with --min-events 0: a code whose rows were all rejected is nobody
     kept = counts >= max(1, min_events)  # (user codes,)
     if accepted and not kept.any():
         raise DataError(
@@ -168,6 +171,7 @@ def make_splitter(encoded: Encoded, text: str) -> Splitter:
     rule = parse_split(text, encoded.plan.schema.tz)
     events = int(encoded.counts[encoded.kept].sum())
 
+    # kept events alone decide: users who are left out must not move the splits
     boundaries = time_boundaries(
         rule, encoded.times, encoded.first, encoded.last, events, per_second=MICROS
     )
@@ -211,6 +215,7 @@ def fit_vocabularies(
             "rule."
         )
 
+    # a feature weighs as often as its user acts, as it is read at each event
     for field, of_users in encoded.features().items():
         labels[field], counts[field] = _added_up(of_users, counts["user"])
 
@@ -240,6 +245,7 @@ def _check_labels(
                 f"{min_count} training events; lower --min-count or name another column."
             )
 
+    # column -> the option that takes it as labels
     others = dict.fromkeys(plan.schema.numeric, "--extra")
     others |= dict.fromkeys(plan.schema.user_numeric, "--user-features")
     for field, option in others.items():

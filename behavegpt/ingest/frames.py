@@ -201,6 +201,7 @@ def _array(name: str, values: Any) -> Array:
 def _check_moments(name: str, values: Any) -> None:
     """Raise DataError for Python times of two kinds, which Arrow makes one: the hour of some would
     be another."""
+    # kind of a time -> the first row that is of it
     rows: dict[str, int] = {}
     for row, value in enumerate(values, 1):
         # a datetime is a date too

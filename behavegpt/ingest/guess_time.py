@@ -41,6 +41,7 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
     }
 
     # a type for times is a better sign than a word in the name
+
     typed = [column for column in free if sample.types[column].startswith(("TIMESTAMP", "DATE"))]
     if not ranks:
         named = [column for column in free if name_parts(column) & set(PARTS["time"].split())]
@@ -68,6 +69,7 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
         if (rank := name_rank(column, CLOCKS)) is not None
     }
 
+    # tried together: a column called `hour` may hold a number of hours
     for clock in sorted(clocks, key=lambda column: clocks[column]):
         readable, tells_clock = _read_times(sample, f"{date}{PLUS}{clock}", settings)
         if readable >= FULL and tells_clock:
@@ -121,4 +123,5 @@ def _read_times(sample: ColumnSample, time: str, settings: Mapping[str, Any]) ->
             f"{bounds[1] * MICROS}), count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT "
             f"{read.stamp} AS stamp FROM {source.sql})",
         )
+    # the share is of all rows: a column that is half empty is no time of the log
     return good / max(1, rows), clocks > 0

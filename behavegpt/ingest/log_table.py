@@ -64,6 +64,7 @@ def open_source(
     Where `time` is a list in each row, a row is a history: lists give one event per element, other
     values go with all.
     """
+    # one column may have several roles
     columns = list(dict.fromkeys(columns))
     with reading(logs.name, logs.files):
         if logs.format == "json":
@@ -101,6 +102,7 @@ def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
         base = "behavegpt_logs"
 
     kinds = column_kinds(con, base)
+    # seen in some file, and of a column that DuckDB reads
     below = [path for path in logs.nested if (split := split_path(path, own)) and split[0] in kinds]
 
     expressions = [quoted(name) for name in own]

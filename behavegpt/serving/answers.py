@@ -108,7 +108,6 @@ def _answer_one(
 
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError."""
-
     names = set.union(*map(named_columns, requests))
     check_columns(names, predictor.tokenizer.event_schema)
     users = [user for request in requests for user in request.users]
