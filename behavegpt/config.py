@@ -33,6 +33,7 @@ MOST_LINES = 20  # mistakes of one message
 class Settings(BaseModel):
     """A frozen, validated group of settings; unknown keys and wrong types are refused."""
 
+    # frozen: a run's settings are written down once, and must stay what was written
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
@@ -41,6 +42,7 @@ class Settings(BaseModel):
 def _path_text(text: str) -> str:
     if not text.strip():
         raise ValueError("empty path; name a file or folder")
+    # `~` in a YAML file or an override, which no shell has seen
     return os.path.expanduser(text)
 
 
@@ -174,6 +176,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     """
     name, equals, text = override.partition("=")
     keys = name.split(".")
+    # as deep as a file may be nested: a thousand dots are no name
     if not equals or not all(keys) or len(keys) > MOST_DEPTH:
         raise ConfigError(
             f"{override!r} is not an override; write name=value, for example train.lr=1e-3."
@@ -186,6 +189,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")
         tree = tree[key]
+
     last, value = keys[-1], _value(text, name)
     if value is None and isinstance(tree.get(last), dict):
         del tree[last]
@@ -219,6 +223,7 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
                 f"{item['msg'].removeprefix('Value error, ')}."
             )
 
+    # a file of another program is wrong in every line
     more = len(lines) - MOST_LINES
     if more > 0:
         lines[MOST_LINES:] = [f"{source}: and {more} more."]

@@ -128,6 +128,7 @@ class CountedModel(KeepsStates):
             encoded = self.encode(events)
             users, ask = encoded.users, partial(self.log.asked, encoded)
 
+        # nothing is asked about the moment: whoever is asked about is all there is to know
         if not self.given:
             return ask()
         moments, unknown = read_asked(self.tokenizer, users, at, location)

@@ -58,6 +58,7 @@ def examine(folder: Path) -> dict[str, Any]:
     facts["device"] = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
     # the window of a long model: short ones take SDPA everywhere
     facts["attention in bf16"] = choose_backend(device, half=True, window=1024)
+    # of the disk that the run would write to, which may not be that of the package
     facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
     facts["writable"] = _writable(folder)
 
@@ -85,6 +86,7 @@ def check_folders(root: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         str(folder): "; ".join(lines) or "sound" for folder, lines in faults.items()
     }
+
     return facts | {"ok": not any(faults.values())}
 
 
@@ -118,6 +120,7 @@ def _faults(folder: Path) -> list[str]:
 def self_test(device: torch.device) -> str:
     """Train a tiny model for ten steps on one batch: the loss must fall."""
     began = time.perf_counter()
+
     torch.manual_seed(0)
 
     config = BehaveGPTConfig(
@@ -155,6 +158,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
     predictor = load(folder, device="cpu")
     config, tokenizer = predictor.model.config, predictor.tokenizer
+
     counts = count_parameters(predictor.model)
 
     facts: dict[str, Any] = {
@@ -186,6 +190,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
     run = folder.parent / "run.json"
     if run.is_file():
+        # absent for a model that was copied out of its run
         facts["trained on"] = json.loads(run.read_text(encoding="utf-8"))["data"]["path"]
     return facts
 

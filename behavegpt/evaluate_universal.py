@@ -50,6 +50,7 @@ def evaluate_universal(
         )
 
     check_schema(given, store.schema)
+    # as a log that is asked about: only the training split is counted
     reader = store_reader(store, given=given)
 
     metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
@@ -63,6 +64,7 @@ def evaluate_universal(
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             show(metrics.rows, "")
 
+    # the first one is the one that the remarks are about
     scored = {UNIVERSAL: metrics}
     if baselines:
         for name, counted, counted_ranks in score_baselines(store, split, given):

@@ -85,6 +85,7 @@ def compare(
         result["groups"] = group_figures(store, ranks)
         for text in result["remarks"]:
             say(f"note: {text}")
+        # by the model's own ranks: examples are those that it got right or wrong
         shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
         write_json(out, result)
         write_details(out.parent, store, scored, shown)
@@ -110,6 +111,7 @@ def _score(
         advance = _cumulative(show)
 
         def take_up(part: ScoredBatch) -> None:
+            # of each batch while its logits are there: all of them together would not fit
             calibration.update(part.logits, part.target)
             ranks.update(part.logits, part.target, part.row)
             advance(len(part.target))
@@ -209,6 +211,7 @@ def _protocol(
         **({"unit": "basket"} if store.baskets else {}),
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
+        # figures under different rules must not be compared unseen
         "prior_correction": rule.prior_correction,
         "thresholds": None if thresholds is None else thresholds.facts,
         "content_hash": store.manifest.content_hash,
@@ -219,6 +222,7 @@ def _context(predictor: Predictor) -> str:
     """What a model reads of a user, in words."""
     config = predictor.model.config
     unit = "basket" if config.baskets else "event"
+    # windows overlap by half, so a target sees at least half a window of its user
     window = f"the last {config.max_length // 2} to {config.max_length} {unit}s"
     if not config.memory:
         return window

@@ -74,6 +74,7 @@ def _sorted(
 ) -> tuple[list[str], set[int]]:
     """Labels that are new, and classes that were retired. Raises ConfigError for others."""
     texts = list(dict.fromkeys(as_labels(labels, old)))
+    # through the vocabulary: a label that it maps to unknown is one that it does not hold
     ids = old.behaviors.encode(texts)
     retired = set(trained.config.retired or ())
     new, back = [], set()
@@ -109,6 +110,7 @@ def _extended(
     model.set_prior(counts)
 
     weights = base.state_dict()
+    # the same table of parts as fine-tuning has: one rule for what is copied
     row = cells("new_behavior", AdaptSettings(), grow=True)
     apply_transfer(plan_transfer(row, weights, old, tokenizer, model), weights, model)
     if base.counts is not None:

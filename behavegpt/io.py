@@ -48,6 +48,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, error: type[BehaveGPTError], remedy: str) -> dict[str, Any]:
     """Read a JSON mapping; raises `error` naming the file."""
     try:
+        # bytes: json finds UTF-8, UTF-16 and UTF-32 by itself
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path}: not JSON ({cause}); {remedy}.") from None

@@ -97,6 +97,7 @@ class DecisionOptions(Settings):
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         """One of the two rules, not both."""
+        # both shift the logits for rare behaviors: together they would shift them twice
         if self.thresholds and self.prior_correction:
             raise ValueError(
                 "thresholds and prior_correction cannot be combined; remove one of them"
@@ -157,6 +158,7 @@ class EmbedOptions(Settings):
 class DrawOptions(Settings):
     """Of futures, as far as a request over HTTP may choose them."""
 
+    # bounds that only a mistake exceeds; what a service allows is in its own settings
     steps: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
         50, description="events per user; with `until`, at most"
     )
@@ -164,9 +166,11 @@ class DrawOptions(Settings):
     temperature: Temperature = Field(
         1.0, description="sampling temperature of behaviors, events and places; 0 is greedy"
     )
+    # above 0: the set would be empty
     top_p: Annotated[Real, Field(ge=1e-6, le=1)] = Field(
         1.0, description="nucleus sampling: the smallest set with this probability"
     )
+    # bounded: the text goes into results and messages
     until: Annotated[str, Field(max_length=40)] | None = Field(
         None, description="stop this long after each user's last event, for example 2 days"
     )

@@ -71,6 +71,7 @@ class Predictor(TrainedModel):
         """
         # all options before the events are read, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
+        # of the training split, as it is kept with the vocabulary
         log_prior = log_frequency(self.tokenizer.behaviors.counts)
         shift = shift_of(options, log_prior, self.thresholds)
         choice = choose_from(options, self.tokenizer, self.model.config.retired)
@@ -78,6 +79,7 @@ class Predictor(TrainedModel):
 
         encoded, memory, asked = self._asked(events, at, location)
         choice = without_seen(choice, encoded, as_states(events))
+        # an iterator: of a million users no more than a batch has its logits in memory
         pieces = history_logits(self.model, encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, choice, shift, on_user)
 
@@ -103,6 +105,7 @@ class Predictor(TrainedModel):
         shift = shift_of(options, log_prior, self.thresholds)
         choice = choose_from(options, self.tokenizer, self.model.config.retired)
         check_asked(self.given, at, location, "this model", "train with model.given")
+        # a state keeps counts and the last events, of which none can be taken out
         refuse_states(events)
         refuse_baskets(self.tokenizer.event_schema, "explain")
 
@@ -120,6 +123,7 @@ class Predictor(TrainedModel):
             self.tokenizer,
             None if memory is None else memory.mixer,
             None if counts is None else counts.shares,
+            # a model with memory looks at all events: any of them may carry the prediction
             self.model.config.max_length if counts is None else None,
         )
         why = Why(without_seen(choice, encoded, None), shift, options.last)
@@ -148,6 +152,7 @@ class Predictor(TrainedModel):
             return self.predict(encoded, top, interrupt=interrupt)
 
         return times_of(
+            # called in this order: a model without times is refused before the log is read
             lambda: of_model(self.timing),
             self.tokenizer,
             lambda: self.encode(events),
@@ -160,6 +165,7 @@ class Predictor(TrainedModel):
     def shares(self, encoded: EncodedHistories) -> np.ndarray:
         """Probability (U, K) of each class as a user's next behavior, in the order of the
         vocabulary."""
+
         found = np.zeros((len(encoded.users), self.tokenizer.behaviors.classes), np.float32)
         memory = self._asked(encoded)[1]
         for users, logits in history_logits(self.model, encoded, memory, lambda: None):

@@ -38,6 +38,7 @@ from behavegpt.training.settings import SHAPE, RunSettings
 from behavegpt.training.trainer import Trainer
 from behavegpt.universal.model import load_universal
 
+# settings of `model` that are not BehaveGPTConfig's: they choose the config or its fields
 CHOICES = ("architecture", "inputs", "user_features")
 
 
@@ -130,6 +131,7 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     with open_run(settings, "pretrain", resume=resume) as run:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
+        # of the targets, not of all events: a first event of a user is none
         loss = build_loss(settings.loss, torch.tensor(target_counts(store)))
 
         trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)

@@ -85,6 +85,7 @@ class TrainedModel(KeepsStates):
         return self._with(self.tokenizer.with_features(users))
 
     def _with(self, tokenizer: EventTokenizer) -> Self:
+        # the users' states stay: the same events give the same ids under the same labels
         return type(self)(
             self.model, tokenizer, self.links, self.thresholds, self._known, self.timing
         )
@@ -145,6 +146,7 @@ class TrainedModel(KeepsStates):
         Replaces a folder of the kind, nothing else. Raises ConfigError.
         """
         path = local_path(folder)
+        # a list: writing while states are made would half write a folder if one cannot be
         save_states(path, list(self.users.values() if states is None else states), self.state_spec)
         return path
 

@@ -47,6 +47,7 @@ def roll_out_states(
     Raises ConfigError for a policy that needs a head.
     """
     policies = choose_policies(log, settings)
+
     user = np.repeat(np.arange(len(encoded.users)), settings.samples)
     sample = np.tile(np.arange(settings.samples), len(encoded.users))
 
@@ -58,6 +59,7 @@ def roll_out_states(
         for step in range(settings.steps):
             interrupt()
             parts.append(rows.draw(model, step, policies))
+            # everybody is beyond the horizon
             if not len(rows.user):
                 break
         if on_rows:
@@ -85,6 +87,7 @@ def choose_policies(log: CountedLog, settings: GenerationSettings) -> dict[str, 
     if not schema.behavior_is_event:
         policies["event"] = "typical"
 
+    # nothing draws them: the last value is what is known of the user
     others = sorted({*log.tokenizer.vocabulary} - {*policies, "event"})
     return policies | dict.fromkeys(others, "the user's last")
 
@@ -115,6 +118,7 @@ class _Rows:
         self.last = {
             name: values[end - 1].astype(np.int64) for name, values in encoded.columns.items()
         }
+
         self.time = self.last["time"]
         self.horizon = horizon_of(self.time, settings)
         self.uniforms = Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample)

@@ -137,6 +137,7 @@ class UniversalPredictor(CountedModel):
         refuse_states(events)
         counted, events = self._counted_for(events, named_given(at, location))
         counted._check_asked(at, location)
+
         encoded = counted.log.histories if events is None else counted.encode(events)
         if encoded is None:
             raise ConfigError(
@@ -174,6 +175,7 @@ class UniversalPredictor(CountedModel):
         states excepted; `now` not before the end of that log. Raises ConfigError and DataError.
         """
         counted, events = self._counted_for(events, ())
+        # the log was counted for this question: its own predictor answers
         if counted is not self:
             return counted.when(events, within, top_k, now=now, interrupt=interrupt)
         own = self.log.histories
@@ -204,6 +206,7 @@ class UniversalPredictor(CountedModel):
         if self._log is None and events is not None:
             return self.fit_tables(events, given=given), None
         if given and not self.given and as_states(events) is None:
+            # the log is counted again: what is given of a target changes which counts speak of it
             return UniversalPredictor(self.model, self.log.knowing(given)), events
         return self, events
 

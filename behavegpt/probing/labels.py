@@ -51,6 +51,7 @@ def read_labels(
 
     `log_user`: what the log calls its users; `user_rule`: how it writes them. Raises DataError.
     """
+
     logs = find_logs(source)
     user = _named(logs, user, "--label-user") or _user_column(logs, log_user)
     column = _named(logs, column, "--label") or _label_column(logs, user)
@@ -59,6 +60,7 @@ def read_labels(
         opened = open_source(con, logs, [user, column], folder)
         with reading(logs.name, logs.files):
             _refuse_malformed(con, opened)
+            # by the log's rule: its user `7` may stand as 7.0 in this file
             build_dictionary(con, opened, user, 0, user_rule)
             build_dictionary(con, opened, column, 1, None)
             rows = _rows(con, opened, user, column)
@@ -79,6 +81,7 @@ def _rows(
         "JOIN (SELECT r.raw, d.label FROM raw_1 r JOIN dictionary_1 d USING (code)) l "
         "ON s.label = l.raw GROUP BY ALL"
     )
+    # which of the two is right nobody can tell; equal ones were joined above
     twice = named_rows(
         con,
         "SELECT user, min(label) AS one, max(label) AS two FROM labeled GROUP BY user "
@@ -111,6 +114,7 @@ def _typed(
             f"{name}: no row has both a user and a value in column {column!r}; name another one "
             "with --label."
         )
+
     encoded = texts.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     numbers = [_number(text) for text in distinct]
@@ -121,6 +125,7 @@ def _typed(
             f"{name}: column {column!r} holds {strange[:60]!r}, which is no finite number; mend "
             "it, or ask for --task classification."
         )
+    # 0 stands for no number: it decides nothing where there is one text
     values = np.array([0.0 if n is None else n for n in numbers])
     if task == "regression" or (task == "auto" and strange is None and _measures(values)):
         return Labels(column, users, values[encoded.indices.to_numpy()], (), skipped)
@@ -139,6 +144,7 @@ def _typed(
 
 def _measures(values: np.ndarray) -> bool:
     """Whether distinct numbers are amounts rather than classes."""
+    # also of few values: 1.5 is no name of a class
     return len(values) > MOST_CLASSES or bool((values != np.floor(values)).any())
 
 
@@ -189,6 +195,7 @@ def _refuse_malformed(con: Any, source: Source) -> None:
     """Raise DataError for the first line of a CSV file that could not be cut into columns."""
     if source.malformed is None:
         return
+    # a label that is lost would go unseen among thousands
     rows = named_rows(con, f"SELECT file, line FROM {source.malformed} ORDER BY file, number")
     if rows:
         raise DataError(
