@@ -10,11 +10,10 @@ from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import duckdb
-import pyarrow as pa
 
 from behavegpt.data.database import literal, one_row, quoted
 from behavegpt.errors import DataError
@@ -132,27 +131,6 @@ def common_rules(parts: Iterable[Sequence[str] | None]) -> list[str] | None:
 def choose_rule(fitting: Collection[str] | None) -> str:
     """The rule of a column, of those that fit; text where there is nothing to tell it by."""
     return next((name for name in RULES if fitting is not None and name in fitting), TEXT)
-
-
-def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
-    """Rules of fields whose labels were written before rules were stored: those that leave every
-    label as it is."""
-    # no folder to spill into: a vocabulary fits in memory
-    con = duckdb.connect()
-    try:
-        rules = {}
-        for field, labels in vocabularies.items():
-            con.register("labels", pa.table({"label": labels.cast(pa.string())}))
-
-            tests = ", ".join(
-                f"bool_and({rule.fits} AND label = {rule.sql})" for rule in RULES.values()
-            )
-            fits = one_row(con, f"SELECT {tests} FROM labels")
-            rules[field] = next((name for name, fit in zip(RULES, fits, strict=True) if fit), TEXT)
-
-        return rules
-    finally:
-        con.close()
 
 
 def create_values(

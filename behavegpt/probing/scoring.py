@@ -129,7 +129,7 @@ def _class_figures(truth: np.ndarray, probability: np.ndarray) -> dict[str, floa
     rest; of two classes those of the second."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    # of two classes both areas are the same figure, or its complement
+    # of a yes or no the second class: what is asked about
     shown = [1] if probability.shape[1] == 2 else range(probability.shape[1])
     pairs = [(truth == k, probability[:, k]) for k in shown]
     return {
