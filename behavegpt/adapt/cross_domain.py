@@ -117,6 +117,7 @@ def target_config(
             dropout=base.dropout if dropout is None else dropout,
             **shape,
         )
+    # transformers wraps what it objects to in errors of many types
     except Exception as error:
         raise ConfigError(f"the base's shape does not fit the data: {violation(error)}") from None
 
@@ -145,6 +146,7 @@ def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore
     remarks += [f"the data have no {name} of the users: it is not read any more" for name in lost]
     remarks += [f"the base has no {name} of the users: it is read from now on" for name in gained]
 
+    # 48 rows of a slot embedding for 24 slots: neighbors are averaged
     before, now = old.event_schema.slot_minutes, store.schema.slot_minutes
     if before != now:
         remarks.append(f"slots of {now} instead of {before} minutes: copied slots are averaged")

@@ -63,6 +63,7 @@ def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) ->
                 "use mode=full to train it further."
             )
 
+        # without an event there is nothing to learn its row from
         if not counts.get(name):
             raise DataError(
                 f"adapt.new: {store.path} contains no training event of the behavior "
@@ -101,6 +102,7 @@ def train_new_rows(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorP
             continue
 
         # rows without one in the base
+
         new = (item.rows < 0).nonzero().flatten()
         module, _, name = item.name.rpartition(".")
         owner = model.get_submodule(module)

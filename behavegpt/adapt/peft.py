@@ -39,6 +39,7 @@ def attach(
     them."""
     from peft import LoraConfig, get_peft_model
 
+    # a plan is by tensor, PEFT's settings are by module
     adapted, whole = _modules(plan, "adapted"), _modules(plan, *TRAINED)
     # modules that own buffers alone have nothing to train
     parameters = [name for name, _ in model.named_parameters()]
@@ -96,6 +97,7 @@ def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         write_json(temporary / FACTS, {"base": str(base), "weights": weights_hash(base)})
 
+        # of the adapter's log: they are no weights, and PEFT would leave them out
         counts: Any = adapter.get_base_model().counts
         if counts is not None:
             save_counts(counts, temporary)
@@ -125,6 +127,7 @@ def open_adapter(
     except KeyError as error:
         raise CheckpointError(f"{folder / FACTS}: lacks {error}; {DAMAGED}.") from None
 
+    # the recorded path may be of another machine: whoever opens it may name the base
     path = local_path(base) if base is not None else _recorded_base(folder, recorded)
     model, tokenizer = open_model(path)
     if weights_hash(path) != weights:

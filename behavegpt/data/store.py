@@ -38,6 +38,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError, first_line
 from behavegpt.io import replacing
 from behavegpt.paths import is_file_name, local_path
+from behavegpt.ragged import owners
 from behavegpt.tabular import html_facts
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class EventStore:
         import datasets
 
         table = {name: np.asarray(column) for name, column in self.columns.items()}
-        table["user"] = np.repeat(np.arange(self.manifest.users), np.diff(self.offsets))
+        table["user"] = owners(np.diff(self.offsets))
 
         return datasets.Dataset(pa.table(table))
 

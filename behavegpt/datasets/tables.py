@@ -61,6 +61,7 @@ def convert_published(
 
         described = work / "schema.yaml"
         described.write_text(dump_settings(schema), encoding="utf-8")
+        # the log first: a schema without its log would be taken for one that is complete
         os.replace(part, out)
         os.replace(described, out.with_suffix(".schema.yaml"))
     return schema
@@ -93,6 +94,7 @@ def _rows(
     """SQL of one row per event with the columns of `log`, and SQL of its column `time` as a
     timestamp."""
     # union by name: parts of a log differ in their columns
+
     reads = [
         f"select *, {literal(part)} as part from {_reader(files, log)}"
         for part, files in parts.items()

@@ -39,6 +39,7 @@ NOT_HELD_OUT = (
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
 MARK = ".behavegpt-demo"
+# what a demo leaves: nothing else of a folder is ever removed
 WRITTEN = (
     "data",
     "ckpt",
@@ -62,6 +63,7 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
 
 def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     began = time.perf_counter()
+    # under the lock: two demos would clear each other's files away
     _clear(out)
     stage(1, STAGES, "environment", _environment())
 
@@ -73,6 +75,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     )
 
     stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
+    # without the count baselines: stage 5 has them in its table
     universal = evaluate_universal(
         load_universal(), store, out / "eval" / "universal.json", baselines=False
     )
@@ -119,6 +122,7 @@ def _settings(out: Path, steps: int | None) -> PretrainSettings:
 
 def _predictions(predictor: Predictor) -> list[list[Any]]:
     """A row for each of some customers: its label and the three likeliest families."""
+    # raw rows, as a user's own program would have them
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
     rows = log.filter(pc.is_in(log["user_id"], value_set=users))

@@ -133,6 +133,7 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
     with figure(out, (10, 3.8), columns=2) as (_, panels):
         for axes, by, other in zip(panels, ("events", "params"), ("params", "events"), strict=True):
             for _, marker, color, same in _series(rows, other):
+                # in percent, as the fit weighs errors: relative ones
                 off = 100 * np.expm1(log_residuals(_runs(same), fit.law))
                 axes.plot(
                     [row[by] for row in same],
@@ -154,6 +155,7 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
 
 
 def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float | None) -> Path:
+    # the paper's exponents with these rows' factors: whether its law would do as well
     laws = {"-": fit.law, ":": _papers(rows)}
     with figure(out, (8.6, 4.6)) as (_, (axes,)):
         for name, marker, color, same in _series(rows, axis.other):
@@ -163,6 +165,7 @@ def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float
             losses = [row["loss"] for row in same]
             axes.plot(x, losses, marker=marker, color=color, markersize=5, linewidth=0, label=text)
 
+            # within the rows: a curve beyond them is drawn by `frontier` alone, which says so
             grid = np.geomspace(x.min(), x.max(), POINTS)
 
             for style, law in laws.items():
@@ -185,6 +188,7 @@ def _name_laws(axes: Axes, fit: Fit) -> None:
     """Both laws in the legend, and the fitted floor."""
     ours = f"fit: alpha {fit.alpha.value:.2f}, beta {fit.beta.value:.2f}"
     theirs = f"alpha {PAPER['alpha']}, beta {PAPER['beta']} (the paper's)"
+    # an entry of the legend without a curve of its own: every size has one
     axes.plot([], [], color=INK, label=ours)
     axes.plot([], [], color=INK, linestyle=":", label=theirs)
     axes.axhspan(fit.L_0.low, fit.L_0.high, color=BLUE, alpha=BAND / 2, linewidth=0)
@@ -194,6 +198,7 @@ def _name_laws(axes: Axes, fit: Fit) -> None:
 def _limits(rows: Sequence[Row], fit: Fit, floor: float | None) -> tuple[float, float]:
     """Of the vertical axis: a floor far below the points would press them together."""
     losses = np.array([row["loss"] for row in rows])
+    # equal losses would leave an axis of no height
     span = max(np.ptp(losses), 1e-3 * losses.max())
 
     near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]

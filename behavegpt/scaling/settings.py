@@ -14,6 +14,7 @@ from behavegpt.losses import LossSettings
 from behavegpt.pretrain import PretrainSettings
 from behavegpt.scaling.ladder import Rung, Task, make_rung
 
+# of TrainSettings, what makes the runs of a sweep comparable: it follows from the size and the data
 SET_HERE = ("steps", "epochs", "batch_events", "lr", "seed", "select", "patience", "valid_every")
 # may change in a used folder
 GROWS = ("out", "sizes", "events", "events_per_parameter", "seeds", "keep_models")
@@ -134,6 +135,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
     """All runs, the cheapest first, so that mistakes show soon. ConfigError when two sizes come to
     one shape."""
     rungs = [make_rung(size, settings.count, task, settings.model) for size in settings.sizes]
+    # two sizes may round to one shape, and would be one run under two names
     models = [rung.model for rung in rungs]
     twice = {rung.name for rung in rungs if models.count(rung.model) > 1}
     if twice:
@@ -143,6 +145,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
 
     jobs = []
     for rung in rungs:
+        # of the counted parameters: the ratio that the paper speaks of
         multiples = settings.events_per_parameter or []
         events = settings.events or [k * rung.parameters[settings.count] for k in multiples]
         scale = (settings.lr.width / rung.width) ** settings.lr.power
@@ -160,10 +163,12 @@ def run_settings(settings: SweepSettings, job: Job, data: str, out: str) -> Pret
     batch = int(min(rule.most, max(rule.least, rule.events * (job.events / rule.at) ** rule.power)))
     train = {
         **settings.train,
+        # eq. 5 counts events that are seen once
         "epochs": 1,
         "batch_events": batch,
         "lr": job.lr,
         "seed": job.seed,
+        # the best of several checkpoints would flatter long runs
         "select": "last",
     }
 

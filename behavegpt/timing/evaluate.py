@@ -16,6 +16,7 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.ragged import owners
 from behavegpt.timing.answer import mixture, upcoming
 from behavegpt.timing.fit import observed
 from behavegpt.timing.gaps import Gaps
@@ -41,6 +42,7 @@ def evaluate_gaps(
     place, cap = _followed(store, moments, split)
     place = place[:: max(1, -(-len(place) // most))]
     # a gap that has not ended is longer than the cap, which is all that is asked of it
+
     gap = np.minimum(np.nan_to_num(moments.gap[place], nan=np.inf), cap)
 
     number = np.asarray(store.columns["split"])[moments.row]
@@ -87,7 +89,7 @@ def evaluate_within(
         )
 
     now = int(time[chosen].min()) - 1  # for everybody
-    owner = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
+    owner = owners(np.diff(store.offsets))
     label = np.asarray(store.column("behavior"), np.int64) - FIRST
     classes = store.behaviors.classes
     past, future = time <= now, (time > now) & (time <= now + seconds)

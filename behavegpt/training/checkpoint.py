@@ -171,6 +171,7 @@ def forget_after(folder: Path, step: int) -> None:
 def load_latest(folder: Path) -> Checkpoint | None:
     """The newest intact checkpoint of a folder, or None; warns in one line of each corrupted one
     that it skips."""
+    # from the newest on: a torn one costs the steps since the one before
     for path in reversed(_checkpoints(folder)):
         try:
             return load_checkpoint(path)
@@ -244,6 +245,7 @@ def restore_optimizer(
         number, shape = known.get(name, (-1, None))
         # `step` is a scalar beside a parameter of any shape
         if shape is None or (tensor.ndim and tensor.shape != shape):
+            # the message names what differs: a frozen parameter, or one of another size
             here = "not trained here" if shape is None else f"{list(shape)} here"
             raise CheckpointError(
                 f"optimizer state {full!r} of shape {list(tensor.shape)}: {name!r} is {here}; "
@@ -260,6 +262,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     if not folder.is_dir():
         return []
+    # by number: names of nine digits would sort before those of eight
     return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
 
 

@@ -81,6 +81,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Lines, without their ends, and what they hold."""
     try:
+        # whole: a journal is megabytes, and which line is the last must be known
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise BehaveGPTError(

@@ -53,6 +53,7 @@ class RunFolder:
         self.name = name
         self.resume = resume
 
+        # without settings a benchmark or a test trains, and its journal goes nowhere
         self.path = Path(settings.out) if settings else Path(os.devnull)
         self.checkpoints = self.path / "ckpt"
         self.journal = Journal(self.path / "log.jsonl" if settings else self.path)
@@ -103,6 +104,7 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
 
+        # before run.json is closed: a finished run has a model
         save_model(model, tokenizer, self.path / "model", *beside)
 
         finished = datetime.datetime.now(datetime.UTC)
@@ -128,6 +130,7 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
             path.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock(path))
 
+        # under the lock: another process may be about to write its first checkpoint
         if not resume and any((path / "ckpt").glob("step_*")):
             raise CheckpointError(
                 f"{path} already contains a run; continue it with --resume, or choose "
@@ -139,6 +142,7 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
+        # before the model is built, whose weights are drawn from it
         torch.manual_seed(train.seed)
         yield RunFolder(accelerator, settings, name, resume)
 

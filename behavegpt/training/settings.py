@@ -39,6 +39,7 @@ class TrainSettings(Settings):
     epochs: float = Field(
         3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null"
     )
+    # in positions and not in rows, so that a longer window does not make a larger step
     batch_events: int | None = Field(
         None,
         ge=64,
@@ -56,6 +57,7 @@ class TrainSettings(Settings):
     mixer_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the memory's mixer; null: as `lr`"
     )
+    # of Vaswani et al. 2017, for transformers
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -86,9 +88,12 @@ class TrainSettings(Settings):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: at every validation"
     )
+    # two: where the newest is found damaged, a resume goes on from the one before
     keep: int = Field(
         2, ge=1, description="number of latest checkpoints to keep, in addition to the best one"
     )
+    # the mean of both recalls: weighted recall alone would choose a model that forgets rare
+    # behaviors
     select: Literal["rec_mean", "rec_w", "rec_m", "ndcg@3", "cross_entropy", "last"] = Field(
         "rec_mean",
         description=(
