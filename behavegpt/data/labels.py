@@ -27,7 +27,7 @@ DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 MIDNIGHT = DATE + "([ T]00:00:00([.]0+)?)?"
 MOMENT = DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
 SCALES = range(2, 19)  # decimals; a single one is a number
-_SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
+SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
 
 
 class Rule(NamedTuple):
@@ -95,27 +95,6 @@ def text_sql(value: str, kind: str) -> str:
     # a column with one null arrives as floats: 7.0 is then the label 7 again
     whole = f"abs({value}) < {EXACT[kind]} AND {value} = trunc({value})"
     return f"CASE WHEN {whole} THEN ({value})::BIGINT::VARCHAR ELSE ({value})::VARCHAR END"
-
-
-def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list[str] | None:
-    """Rules that all labels of a table (column `label`) of values of a DuckDB type fit; None
-    without any label."""
-    if kind.endswith(("INT", "INTEGER")):
-        return ["integer", TEXT] if one_row(con, f"SELECT count(*) FROM {table}")[0] else None
-
-    rules: list[str] | None = list(RULES)
-    # the sample rules out most rules cheaply; what is left is tested on every label
-    for part in (f"(SELECT label FROM {table} LIMIT {_SAMPLE})", table):
-        tests = ", ".join(f"bool_and({RULES[name].fits})" for name in rules or [])
-        fits = one_row(con, f"SELECT {tests} FROM {part}") if tests else ()
-        if fits and fits[0] is None:
-            return None
-
-        rules = [name for name, fit in zip(rules or [], fits, strict=True) if fit]
-        if rules == [TEXT]:
-            break
-
-    return rules
 
 
 def common_rules(parts: Iterable[Sequence[str] | None]) -> list[str] | None:
@@ -194,5 +173,5 @@ def _is_numeric(con: duckdb.DuckDBPyConnection, values: str, rule: str | None) -
         return rule in ("integer", "number")
 
     # the sample first: one text that is no number ends the test
-    parts = (f"(SELECT label FROM {values} LIMIT {_SAMPLE})", values)
+    parts = (f"(SELECT label FROM {values} LIMIT {SAMPLE})", values)
     return all(one_row(con, f"SELECT bool_and({_full(NUMBER)}) FROM {part}")[0] for part in parts)

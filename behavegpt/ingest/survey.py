@@ -13,8 +13,9 @@ from typing import NamedTuple
 import duckdb
 
 from behavegpt.data.database import one_row, quoted
-from behavegpt.data.labels import check_exact, common_rules, create_values, fitting_rules
+from behavegpt.data.labels import check_exact, common_rules, create_values
 from behavegpt.data.schema import EventSchema
+from behavegpt.ingest.dictionaries import fitting_rules
 from behavegpt.ingest.log_table import Source
 from behavegpt.ingest.time_survey import INTEGERS, TimeSurvey, add_surveys, survey_column
 
