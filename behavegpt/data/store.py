@@ -191,6 +191,7 @@ def open_store(path: str | Path) -> EventStore:
 
     # every byte before anything is mapped: damage must not become a wrong figure
     _check_files(path, manifest)
+    # mapped: a log larger than the memory is opened in milliseconds
     columns = {name: _load_column(path, name, dtype) for name, dtype in manifest.columns.items()}
 
     offsets = columns.pop("offsets")
@@ -287,6 +288,7 @@ def write_table(table: pa.Table, path: Path) -> None:
         elif path.suffix == ".csv":
             pyarrow.csv.write_csv(table, temporary)
         else:
+            # batch by batch: a table of millions of rows as one text would not fit
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(_json_lines(table))
 

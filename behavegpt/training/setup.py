@@ -27,6 +27,7 @@ from behavegpt.training.ranks import tell_ranks
 from behavegpt.training.settings import TrainSettings
 from behavegpt.training.sharding import sharding_asked
 
+# of accelerate, those that `spread` in sharding.py knows
 STRATEGIES = (
     DistributedType.NO,
     DistributedType.MULTI_GPU,
