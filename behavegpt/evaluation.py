@@ -63,9 +63,7 @@ def compare(
 
     # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
-    if not len(target_rows(store, SPLITS[split])):
-        raise DataError(_nothing_to_predict(store, split))
-
+    refuse_no_targets(store, split)
     ours = _score(predictor, store, split, shift, share)
 
     # counting is fast, and the same on every rank: rank 0 does it alone
@@ -139,13 +137,16 @@ def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> 
     )
 
 
-def _nothing_to_predict(store: EventStore, split: str) -> str:
-    """Why a split has no targets, and what to do."""
+def refuse_no_targets(store: EventStore, split: str) -> None:
+    """Raise DataError where a split has no event to predict, and say why."""
+    if len(target_rows(store, SPLITS[split])):
+        return
+
     unseen = count_unseen(store, SPLITS[split])
     why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
-    return (
-        f"{store.path}: the {split} split holds no event to predict{why}; prepare with another "
-        "--split."
+    raise DataError(
+        f"{store.path}: the {split} split contains no event to predict{why}; prepare it with "
+        "another --split."
     )
 
 

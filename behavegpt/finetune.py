@@ -148,13 +148,10 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     check_schema(base.config.given or (), store.schema)
     check_baskets(base.config.baskets, store.schema)
 
-    # the vocabulary: the base's with new labels appended, or one of the data alone
-    options = settings.adapt
-    new_labels = settings.mode == "new_behavior"
-    grow = options.vocabulary == "grow" or (options.vocabulary == "auto" and new_labels)
+    options, grow = settings.adapt, _grows(settings)
     row = cells(settings.mode, options, grow)
     new, encoded = target_tokenizer(old, store, options, grow)
-    if new_labels:
+    if settings.mode == "new_behavior":
         refuse_nothing_new(old, new)
     remarks = schema_remarks(base.config, old, store)
 
@@ -191,6 +188,12 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
         inherit=inherit or (lambda loss: None),
         finish=finish,
     )
+
+
+def _grows(settings: FinetuneSettings) -> bool:
+    """Whether the vocabulary is the base's with new labels appended, not one of the data alone."""
+    vocabulary = settings.adapt.vocabulary
+    return vocabulary == "grow" or (vocabulary == "auto" and settings.mode == "new_behavior")
 
 
 def _origin(settings: FinetuneSettings) -> dict[str, Any]:

@@ -55,11 +55,7 @@ def validate(
     if vectors is not None:
         vectors = None if transposed else check_shape(vectors, findings)
 
-    if ids is not None and vectors is not None and len(ids) != len(vectors):
-        findings.problems.append(
-            f"{CLIENT_IDS} has {len(ids):,} clients but {EMBEDDINGS} has {len(vectors):,} rows; "
-            "row i must be the vector of client i: write both in one go."
-        )
+    if ids is not None and vectors is not None and not _same_length(ids, vectors, findings):
         ids = None
 
     if vectors is not None and vectors.dtype == np.float16 and vectors.size:
@@ -114,3 +110,15 @@ def _transposed(ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> boo
         "the vectors stand in its columns; save vectors.T."
     )
     return True
+
+
+def _same_length(ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> bool:
+    """Whether each client has a vector."""
+    if len(ids) == len(vectors):
+        return True
+
+    findings.problems.append(
+        f"{CLIENT_IDS} has {len(ids):,} clients but {EMBEDDINGS} has {len(vectors):,} rows; "
+        "row i must be the vector of client i: write both in one go."
+    )
+    return False

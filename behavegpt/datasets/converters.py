@@ -58,20 +58,7 @@ def convert(
         con.execute("SET preserve_insertion_order = true")
 
         source = _find(local_path(source), converter)
-        # labels are kept as events; their categories, if known, are what is predicted
-        categories = _beside(source, converter)
-        select, schema = dict(converter.select), converter.schema
-        if categories:
-            select["behavior"] = "category"
-            schema = schema.model_copy(update={"behavior": "behavior"})
-
-        # five files of different columns, where all others are one text file
-        if name == "recsys2025":
-            table, codes = shop_table(con, source.parent)
-            select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
-        else:
-            table = _text_table(source, converter, categories)
-
+        table, select, schema = _reading(con, name, source, converter)
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
         part = work / "log.parquet"
         with _explained(name, source, converter):
@@ -87,6 +74,25 @@ def convert(
         os.replace(part, target(out))
         write_text(out.with_suffix(".schema.yaml"), dump_settings(schema))
     return schema
+
+
+def _reading(
+    con: duckdb.DuckDBPyConnection, name: str, source: Path, converter: Converter
+) -> tuple[str, dict[str, str], EventSchema]:
+    """How a download is read: SQL of its rows, SQL of each column of the log, the log's schema."""
+    # labels are kept as events; their categories, if known, are what is predicted
+    categories = _beside(source, converter)
+    select, schema = dict(converter.select), converter.schema
+    if categories:
+        select["behavior"] = "category"
+        schema = schema.model_copy(update={"behavior": "behavior"})
+
+    # five files of different columns, where all others are one text file
+    if name == "recsys2025":
+        table, codes = shop_table(con, source.parent)
+        select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
+        return table, select, schema
+    return _text_table(source, converter, categories), select, schema
 
 
 def _find(source: Path, converter: Converter) -> Path:

@@ -26,12 +26,8 @@ def build_dictionary(
     if rule is None:
         rule = choose_rule(fitting_rules(con, values, kind))
 
-    # Where every value has a label of its own, one table is both.
-    # integers of any width have one spelling; decimals and texts may have several
-    own = rule == TEXT or (
-        rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")
-    )
-
+    # then one table is both
+    own = _one_label_each(rule, kind)
     written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
     labels = (
         written
@@ -61,6 +57,13 @@ def build_dictionary(
     # as large as the dictionary, and the next column needs the room
     con.execute(f"DROP TABLE {values}")
     return rule, int(rows)
+
+
+def _one_label_each(rule: str, kind: str) -> bool:
+    """Whether no two values of a column of this type can have the same label."""
+    # integers of any width have one spelling; decimals and texts may have several
+    one_spelling = kind != "VARCHAR" and not kind.startswith("DECIMAL")
+    return rule == TEXT or (rule == "integer" and one_spelling)
 
 
 def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list[str] | None:

@@ -118,11 +118,7 @@ def train_label(
         for first in range(0, len(order), settings.batch_users):
             chosen = order[first : first + settings.batch_users]
             optimizer.zero_grad()
-            for part, arguments in _batches(model, examples.of(chosen)):
-                # a batch of users comes in pieces that fit the memory; the gradient is that of
-                # their mean
-                share = len(part) / len(chosen)
-                (share * model(**arguments, labels=target[chosen[part]]).loss).backward()
+            _add_gradients(model, examples.of(chosen), target[chosen])
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -133,6 +129,14 @@ def train_label(
     model.load_state_dict(best)
     facts = {"held_out_loss": losses, "best_epoch": int(np.argmin(losses)) + 1}
     return model.eval(), facts
+
+
+def _add_gradients(model: BehaveGPTForUserLabels, users: Examples, target: torch.Tensor) -> None:
+    """Add the gradient of the mean loss of a batch of users (n,)."""
+    # in pieces that fit the memory, each with its share of the mean
+    for part, arguments in _batches(model, users):
+        share = len(part) / len(target)
+        (share * model(**arguments, labels=target[part]).loss).backward()
 
 
 def _groups(model: BehaveGPTForUserLabels, settings: LabelSettings) -> list[dict[str, Any]]:
