@@ -18,16 +18,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 
 import behavegpt
 from behavegpt.labeling.predictor import LabelPredictor
-from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
+from behavegpt.serving.answers import AnyPredictor, answer_all, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
 from behavegpt.serving.endpoints import ENDPOINTS, LABEL_ENDPOINTS, Counted
 from behavegpt.serving.errors import Late, add_errors
 from behavegpt.serving.examples import example_users
+from behavegpt.serving.facts import add_facts
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
@@ -42,7 +43,6 @@ from behavegpt.serving.requests import (
 )
 from behavegpt.serving.user_labels import answer_labels
 from behavegpt.serving.users import Users
-from behavegpt.zero_shot import UniversalPredictor
 
 
 @dataclass
@@ -196,7 +196,7 @@ def make_app(predictor: AnyPredictor | LabelPredictor, settings: ServeSettings) 
     add_errors(app, endpoints)
     for path, kind in endpoints.items():
         _add_endpoint(app, service, path, kind)
-    _add_facts(app, service)
+    add_facts(app, service)
     add_pages(app, settings, endpoints, predictor.tokenizer)
     if isinstance(predictor, LabelPredictor):
         return app
@@ -222,67 +222,6 @@ def _add_endpoint(app: FastAPI, service: Service, path: str, kind: type[AnyReque
         name=path,
         openapi_extra=request_schema(path, kind),
     )
-
-
-def _add_facts(app: FastAPI, service: Service) -> None:
-    predictor = service.predictor
-
-    # answered without the model: it must tell of a service that is busy
-    @app.get("/health")
-    async def health() -> Any:
-        users = service.users
-        held = {} if users is None else {"users": len(users), "state_bytes": users.nbytes}
-        return {"status": "ok", "waiting": service.waiting} | held
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return PlainTextResponse(
-            service.numbers.text(service.waiting), media_type="text/plain; version=0.0.4"
-        )
-
-    @app.get("/v1/model")
-    async def model() -> Any:
-        return {
-            "vocabulary_hash": predictor.tokenizer.hash,
-            "columns": columns_of(predictor.tokenizer.event_schema),
-            "features": list(predictor.tokenizer.event_schema.features),
-            **(_says(predictor) if isinstance(predictor, LabelPredictor) else _tells(predictor)),
-            "limits": service.settings.model_dump(),
-        }
-
-
-def _says(predictor: LabelPredictor) -> dict[str, Any]:
-    """The label that a model says of users, and its classes (null: a number)."""
-    config = predictor.model.config
-    return {"label": config.label, "classes": config.classes}
-
-
-def _tells(predictor: AnyPredictor) -> dict[str, Any]:
-    """What a model predicts, and what of it may be asked."""
-    return {
-        "behaviors": predictor.tokenizer.behaviors.classes,
-        "given": list(predictor.given),
-        "thresholds": getattr(predictor, "thresholds", None) is not None,
-        "times": predictor.tells_times,
-        **_shape(predictor),
-    }
-
-
-def _shape(predictor: AnyPredictor) -> dict[str, Any]:
-    """How many events back the model looks (null: all), the width of a vector, and where it
-    runs."""
-    if isinstance(predictor, UniversalPredictor):
-        return {
-            "looks_back": None,
-            "width": predictor.model.mixer.gate.in_features,
-            "device": "cpu",
-        }
-    config = predictor.model.config
-    return {
-        "looks_back": config.max_length,
-        "width": config.hidden_size,
-        "device": str(predictor.model.device),
-    }
 
 
 async def _gone(http: HttpRequest) -> None:

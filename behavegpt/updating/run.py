@@ -37,7 +37,7 @@ from behavegpt.training.journal import LOCK
 from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.setup import make_accelerator
-from behavegpt.updating.append import Appended, NewEvents, append, moment, only_later, read_new
+from behavegpt.updating.append import Appended, append
 from behavegpt.updating.drift import (
     COUNTS,
     Scored,
@@ -49,6 +49,7 @@ from behavegpt.updating.drift import (
     with_split,
 )
 from behavegpt.updating.learn import grow, train
+from behavegpt.updating.new_events import NewEvents, moment, only_later, read_new
 from behavegpt.updating.result import UpdateResult
 from behavegpt.updating.settings import UpdateSettings
 from behavegpt.updating.versions import MODEL, ROWS, STATES, Versions
