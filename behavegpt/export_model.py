@@ -70,6 +70,7 @@ def export_model(
     # the graph is traced on a CPU, and the caller's model goes back to where it was
     device = model.device
 
+    # the window and the last event inside of the graph: callers need not know either
     network = LastEvent(nn.Module.to(model, "cpu")).eval()
     try:
         with scratch(out) as folder:
@@ -78,6 +79,7 @@ def export_model(
                 run = _WRITERS[kind](program, network, folder / FILES[kind])
 
             facts = _facts(predictor, network, kind)
+            # before the folder gets its name: a graph that differs leaves nothing behind
             facts["largest_difference"] = _compare(network, run)
 
             # what a reader of the graph needs beside it: labels, decision rule, counts
@@ -137,6 +139,7 @@ def _write_onnx(
     names = list(network.inputs)
     # what the file will hold: biases and embeddings too
     size = sum(p.numel() * p.element_size() for p in network.parameters())
+    # dynamo: the exporter that takes a torch.export program, with its free sizes
     torch.onnx.export(
         program,
         f=path,

@@ -85,8 +85,14 @@ class FittedPredictor(Predictor):
 
     def __init__(self, predictor: Predictor, run: Path, data: Path) -> None:
         """`run`: the folder with model, journal and report; `data`: the prepared folder."""
+        # all that `load` found beside the model: a run in the cache may have learned times since
         super().__init__(
-            predictor.model, predictor.tokenizer, predictor.links, predictor.thresholds
+            predictor.model,
+            predictor.tokenizer,
+            predictor.links,
+            predictor.thresholds,
+            predictor._known,
+            predictor.timing,
         )
         self.run, self.data = run, data
 
@@ -106,6 +112,7 @@ class FittedPredictor(Predictor):
 
         # one evaluation at a time writes the files of a run
         with lock(path):
+            # this predictor, not the folder's: thresholds learned in this session count
             result = compare(self, self.store, path, split=split, baselines=baselines, **decision)
 
         return Evaluation(
@@ -177,6 +184,7 @@ def fit(
     the same data and settings are not trained twice, and an interrupted run is resumed. Raises
     ConfigError and DataError.
     """
+    # one flat list of names for people, who need not know which step reads which
     chosen = _by_owner(settings)
     # mistakes before the work, with paths that stand for those not known yet
     read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
@@ -195,6 +203,7 @@ def fit(
     say(f"model: {run / 'model'}")
 
     fitted = FittedPredictor(_opened(run, chosen), run, store.path)
+    # a run of the cache was evaluated by the call that trained it
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
     return fitted
@@ -266,6 +275,7 @@ def _prepare_in_cache(data: EventData, chosen: _Settings) -> EventStore:
     with workspace(cache / "fit") as work:
         store = _prepare(data, chosen, work / "data")
         # under a lock: another process may have prepared the same events meanwhile
+        # the name only shows when all events were read, so the work is beside it
         final = cache / store.manifest.content_hash
         with lock(final):
             if not final.exists():

@@ -22,6 +22,8 @@ from behavegpt.option_types import (
 )
 
 
+# Each command's numbers have a class of their own, so that a mistake is told by one validator, with
+# the same words from Python, the command line and over HTTP.
 class PrepareOptions(Settings):
     """Numbers of a preparation."""
 
@@ -32,6 +34,7 @@ class PrepareOptions(Settings):
     max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="maximum number of labels per column"
     )
+    # a few bad rows are normal; more mean that a column was misunderstood
     max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(
         0.01, description="stop if a larger share of the rows is bad"
     )
@@ -46,6 +49,8 @@ class FitOptions(Settings):
     min_events: Annotated[Real, Field(ge=0)] = Field(
         0, description="leave out runs with fewer training events"
     )
+    # as Hoffmann et al. (2022) fit theirs: errors beyond it count linearly, so that one diverged
+    # run moves little
     delta: Annotated[Real, Field(gt=0)] = Field(
         1e-3, description="delta of the Huber loss on log residuals"
     )
@@ -74,6 +79,7 @@ class SynthesizeOptions(Settings):
     """Numbers of a synthetic log."""
 
     events: Annotated[Whole, Field(ge=1)] = Field(description="about how many")
+    # the same mean length, whatever the number of events
     users: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="one for 30 events without"
     )
@@ -124,6 +130,7 @@ class FilterOptions(Settings):
     )
 
 
+# inherited and not nested: a request's JSON has all options side by side
 class PredictOptions(DecisionOptions, FilterOptions):
     """Of the most probable next behaviors."""
 
@@ -180,6 +187,7 @@ class DrawOptions(Settings):
     place: Policy = Field(
         "auto", description="source of places; auto: the location head, else observed"
     )
+    # a default instead of a random one: two calls that are written the same give the same
     seed: Seed = Field(0, description="same seed, same futures")
 
     # refused where it is set, not after an hour of drawing

@@ -39,6 +39,7 @@ def write_tables(settings: BenchmarkSettings) -> Path:
     """Write the tables, the figures and (beside another `out`) the rows; returns tables.md.
     DataError without rows."""
     out = Path(settings.tables or settings.out)
+    # for the test rows' users alone: the figures come from the rows
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
 
     parts, used = [], []
@@ -145,6 +146,7 @@ def comparison(
 
     target, user = truth(plan.store)
     # (seeds, R): seeds are drawn again with the users
+
     own = np.stack(ranks.pop(versus))
     return {
         name: compare_ranks(own, np.stack(x), target, user, settings.draws)
@@ -210,6 +212,7 @@ def groups(rows: Sequence[Row], out: Path) -> Path:
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
             recalls = [values[name][:, index] for name in order]  # each (seeds,)
             heights = [recall.mean() for recall in recalls]
+            # ddof=1: a sample of seeds; of one seed there is no spread
             spread = [recall.std(ddof=1) if len(recall) > 1 else 0.0 for recall in recalls]
             axes[index].barh(
                 range(len(order)),
@@ -261,6 +264,7 @@ def _unseen(store: EventStore) -> str:
         return ""
 
     # macro recall gains one class of recall 0 from them, whatever their number
+    # exact, not estimated: a miss adds to the denominator alone
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (

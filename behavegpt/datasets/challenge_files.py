@@ -50,7 +50,9 @@ TYPES = {
 # in the order of TYPES
 NUMBER, TIME, CODE = TYPES
 EVENT_COLUMNS = {
-    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER} for name, column in ITEMS.items()
+    # the same three columns for all; only what was acted on differs
+    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER}
+    for name, column in ITEMS.items()
 }
 # a query is no number but the codes of its embedding
 EVENT_COLUMNS["search_query"]["query"] = CODE
@@ -132,6 +134,7 @@ def raw_rows(path: str | Path) -> int:
     directory = open_directory(path)
     for event, columns in EVENT_COLUMNS.items():
         check_table(directory.raw(event), columns)
+    # after all were checked: the first wrong file is named, not the first missing footer
     return sum(pq.read_metadata(directory.raw(event)).num_rows for event in EVENTS)
 
 
@@ -196,6 +199,7 @@ def read_ids(path: Path) -> np.ndarray:
     occurs twice."""
     ids = read_whole_numbers(path)
 
+    # ids in any order: they are that of the vectors
     unique, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(unique) != len(ids):
         # the earliest, for the error

@@ -47,6 +47,7 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
 
 def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of a run's facts for people; unknown ones are left out."""
+    # every entry may be missing: a report of an old run is better than none
     data, config = record["data"], record["config"]
     size = [
         f"{data[key]:,} {key}"
@@ -70,6 +71,7 @@ def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
         if pick(config, f"model.{key}")
     ]
 
+    # 0 too: the start was never beaten, and there is nothing to tell
     best = record.get("best_step")
     training = [
         f"{record['steps']:,} steps" if record.get("steps") is not None else "",
@@ -115,6 +117,7 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of the prepared data, if the folder is still there and holds what was used."""
     folder, known = pick(record, "config.data.path"), pick(record, "data.content_hash")
     manifest = read_manifest(Path(folder), known) if folder else None
+    # the report says nothing of other data than the model's
     if manifest is None:
         return []
 
@@ -234,4 +237,5 @@ def window_of(record: dict[str, Any], metrics: dict[str, Any]) -> int | None:
     if pick(record, "config.model.memory"):
         return None
     length = pick(record, "config.model.max_length")
+    # a shape that took the default is told by the evaluation alone
     return length or metrics.get("protocol", {}).get("max_length")

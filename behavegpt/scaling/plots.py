@@ -32,6 +32,7 @@ def draw_sweep(
     """Draw every figure into a folder; `floor` is the loss of the best possible prediction, where
     it is known."""
     figures: dict[str, Callable[[Sequence[Row], Fit, Path, float | None], Path]] = {
+        # file -> what draws it
         "loss_by_events.png": loss_by_events,
         "loss_by_params.png": loss_by_params,
         "frontier.png": frontier,
@@ -66,6 +67,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
     """Loss against operations with the fitted frontier (left); the optimal ratio of events to
     parameters (right)."""
     low, high = fit.range["flops"]
+    # a decade further: what the law is fitted for
     flops = np.geomspace(low, high * 10, POINTS)
 
     with figure(out, (11, 4.2), columns=2) as (_, (left, right)):
@@ -87,6 +89,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
 def _draw_losses(axes: Axes, rows: Sequence[Row], fit: Fit, flops: np.ndarray) -> None:
     """Each run's loss by its operations, and the frontier of the law over `flops` (points,)."""
     for _, marker, color, same in _series(rows, "params"):
+        # N times D times the same factor for all runs, as the law's optimum counts
         spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
         losses = [row["loss"] for row in same]
         axes.plot(spent, losses, marker=marker, color=color, markersize=4, linewidth=1)
@@ -235,6 +238,7 @@ def _group(row: Row, by: str) -> float:
 
 
 def _papers(rows: Sequence[Row]) -> Law:
+    # the paper prints exponents; its factors belong to its vocabulary
     return fit_factors(_runs(rows), PAPER["alpha"], PAPER["beta"])
 
 
@@ -252,6 +256,7 @@ def _column(laws: Law) -> Law:
 
 def _band(axes: Axes, fit: Fit, x: np.ndarray, values: np.ndarray, color: str) -> None:
     """The confidence band of curves (S, points)."""
+    # of the draws at each point, not of the parameters: those are correlated
     low, high = np.quantile(values, [fit.edge, 1 - fit.edge], axis=0)
     axes.fill_between(x, low, high, color=color, alpha=BAND, linewidth=0)
 
@@ -272,6 +277,7 @@ def _log(set_scale: Callable[[str], None], axis: Axis) -> None:
 
 def _short(value: float) -> str:
     """1.2 M, 32 k, 1e12."""
+    # beyond, k and M would need four digits
     if 1e3 <= value < 1e9:
         unit, text = (1e6, "M") if value >= 1e6 else (1e3, "k")
         return f"{value / unit:.3g} {text}"
