@@ -218,8 +218,8 @@ def _contributions(
     """(n, J + 1) what each expert but the mixture, and the rest, add to the classes chosen (n,), of
     logits (n, K)."""
     memory, rows = gates.memory, torch.arange(len(chosen))
-    # how the model weighs the other classes, (n, K)
 
+    # how the model weighs the other classes, (n, K)
     others = logits.clone()
     others[rows, chosen] = -torch.inf
     weight = others.softmax(1).nan_to_num()

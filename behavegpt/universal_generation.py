@@ -48,6 +48,7 @@ def roll_out_states(
     """
     policies = choose_policies(log, settings)
 
+    # samples of a user side by side: a part of the rows holds few users
     user = np.repeat(np.arange(len(encoded.users)), settings.samples)
     sample = np.tile(np.arange(settings.samples), len(encoded.users))
 
@@ -114,6 +115,7 @@ class _Rows:
             self.states.append(_state_of(log, past))
 
         self.own = OwnPast(encoded.columns, begin, end)
+        # of all users: a drawn behavior may be one that this user never had
         self.usual = _usual_events(encoded, log.tokenizer.behaviors.classes)
         self.last = {
             name: values[end - 1].astype(np.int64) for name, values in encoded.columns.items()
@@ -127,6 +129,7 @@ class _Rows:
         self, model: UniversalModel, step: int, policies: dict[str, str]
     ) -> dict[str, np.ndarray]:
         """The next event of each row that goes on, each column (n,); the others end."""
+        # numbers by user, sample and step alone, whoever else is in the batch
         u = self.uniforms(step, len(Draws._fields))  # (N, fields) in [0, 1)
 
         # the moment, what the model says at it, and the rest of the event
@@ -144,6 +147,7 @@ class _Rows:
             "step": np.full(len(self.user), step),
         }
         if self.settings.probabilities:
+            # before temperature and top_p: what the model says, not how it is drawn
             top = logits.softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
             drawn |= {"top": top.indices.numpy(), "probability": top.values.numpy()}
 

@@ -102,7 +102,6 @@ def train_new_rows(model: BehaveGPTForBehaviorPrediction, plan: Sequence[TensorP
             continue
 
         # rows without one in the base
-
         new = (item.rows < 0).nonzero().flatten()
         module, _, name = item.name.rpartition(".")
         owner = model.get_submodule(module)

@@ -145,8 +145,8 @@ def comparison(
         return {}
 
     target, user = truth(plan.store)
-    # (seeds, R): seeds are drawn again with the users
 
+    # (seeds, R): seeds are drawn again with the users
     own = np.stack(ranks.pop(versus))
     return {
         name: compare_ranks(own, np.stack(x), target, user, settings.draws)

@@ -84,8 +84,8 @@ def numbers(labels: pa.Array | pa.ChunkedArray) -> np.ndarray:
         texts = texts.combine_chunks()
     legal = pc.fill_null(pc.match_substring_regex(texts, _NUMBER), False)
     texts = pc.utf8_trim_whitespace(pc.if_else(legal, texts, None))
-    # Arrow's parser takes no leading plus
 
+    # Arrow's parser takes no leading plus
     values = pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
     found = np.array(values.to_numpy(zero_copy_only=False), np.float64)
     return np.where(np.isfinite(found), found, np.nan)

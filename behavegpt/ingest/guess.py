@@ -91,7 +91,6 @@ def _guess(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> str 
     tiers = {column: _tier(sample, role, column) for column in ranks}
     if role not in REQUIRED:
         # an optional role is only guessed where nothing speaks against it
-
         ranks = {column: rank for column, rank in ranks.items() if tiers[column] == 0}
 
     keys = {column: (tiers[column], rank) for column, rank in ranks.items()}

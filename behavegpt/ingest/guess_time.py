@@ -41,7 +41,6 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
     }
 
     # a type for times is a better sign than a word in the name
-
     typed = [column for column in free if sample.types[column].startswith(("TIMESTAMP", "DATE"))]
     if not ranks:
         named = [column for column in free if name_parts(column) & set(PARTS["time"].split())]

@@ -146,7 +146,6 @@ def _guess_encoding(path: Path) -> str:
         sample = stream.read(HEAD)
 
     # UTF-16 of Western text: every second byte is 0
-
     zeros = [sample[i::2].count(0) for i in (0, 1)]
     if max(zeros) * 4 > len(sample):
         return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"

@@ -175,7 +175,6 @@ def save_rows(job: Job, folder: Path, batches: Batches) -> Batches:
     from pyspark import TaskContext
 
     # a range of users is at most about PART_ROWS rows
-
     held = list(batches)
     if not held:
         return

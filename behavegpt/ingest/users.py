@@ -57,6 +57,7 @@ class Users(Mapping[str, UserState]):
 
         schema = self.tokenizer.event_schema
         columns: dict[str, list[Any]] = {}
+        # in the order of their first mention; a set would reorder columns from call to call
         for name in dict.fromkeys(name for row in events for name in row):
             columns[str(name)] = [row.get(name) for row in events]
 
@@ -80,6 +81,7 @@ class Users(Mapping[str, UserState]):
         for user, rows in asked.items():
             key = reading_key(rows, schema)
             # rows that name their user are left out: `read` compares the name and tells the mistake
+
             if user and key is not None and not any(schema.user in row for row in rows):
                 alike.setdefault(key, []).append(user)
 
@@ -107,6 +109,7 @@ class Users(Mapping[str, UserState]):
         # a state of another model may have the same fields and other classes
         self.spec.check([state])
 
+        # histories are sorted: the first is the earliest
         first = int(encoded.columns["time"][0])
 
         # an event of the same second is taken up: logs have many
@@ -136,6 +139,7 @@ class KeepsStates(ABC):
         """
         users = self.users
         if events is not None:
+            # read first: where that fails there is no half made state
             encoded = users.read(user, events)
             state = users.spec.new(user, len(encoded.columns["time"]))
             users.take_up(state, encoded)

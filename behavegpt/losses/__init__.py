@@ -147,7 +147,9 @@ def build_loss(settings: LossSettings, counts: torch.Tensor) -> Loss:
         make_cap, cap_names = _CAPS[settings.caps]
         used |= {"caps", *cap_names}
         chosen["cap"] = make_cap(
-            counts.double(), **{name: getattr(settings, name) for name in cap_names}
+            # in double: the caps of rare classes are quotients of small differences
+            counts.double(),
+            **{name: getattr(settings, name) for name in cap_names},
         )
 
     _refuse_unused(settings, used)

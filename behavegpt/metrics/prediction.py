@@ -225,11 +225,7 @@ class PredictionMetrics:
         >>> [part.tolist() for part in metrics.confusion(1)]
         [[0], [[1, 1], [0, 1]]]
         """
-        if not len(self._pairs):
-            raise ValueError(
-                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
-            )
-        counts = self._pairs.view(self.classes, self.classes).numpy()
+        counts = self._true_by_predicted().numpy()
         # stable: the same table, whichever version of numpy sorts
         labels = np.argsort(-self.support.numpy(), kind="stable")[:top]
 
@@ -249,15 +245,19 @@ class PredictionMetrics:
         >>> [part.tolist() for part in metrics.taken_for(1)]
         [[[1], [0]], [[1], [0]]]
         """
-        if not len(self._pairs):
-            raise ValueError(
-                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
-            )
-        counts = self._pairs.view(self.classes, self.classes).clone()
+        counts = self._true_by_predicted().clone()
         counts.fill_diagonal_(0)  # the right predictions
         # also classes that were never taken for anything: their count is 0
         number, place = counts.topk(min(most, self.classes), dim=1)
         return place.numpy(), number.numpy()
+
+    def _true_by_predicted(self) -> torch.Tensor:
+        """The confusion counts (K, K). ValueError where they were not kept."""
+        if not len(self._pairs):
+            raise ValueError(
+                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
+            )
+        return self._pairs.view(self.classes, self.classes)
 
     def _averages(self) -> dict[str, float]:
         """Recall, precision and F1, averaged in the ways of the module's description."""

@@ -56,6 +56,7 @@ def sweep(
     store = open_store(_needed_path(settings))
     refuse_baskets(store.schema, "the sweep")
 
+    # by users and before any run: all runs share what is held out
     division = divide(store, settings.data.split, settings.data.heldout_events, settings.data.seed)
     jobs = list_jobs(settings, Task.of(store))
     division.training_users(max(job.events for job in jobs))  # refuse now what the log cannot give
@@ -128,6 +129,7 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     model, _ = open_model(run / "model")
 
+    # scored where it was trained; rows of several machines may differ in the last digits
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
 

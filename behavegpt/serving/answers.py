@@ -108,6 +108,7 @@ def _answer_one(
 
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError."""
+    # of all requests: `key` saw to it that they have the same columns
     names = set.union(*map(named_columns, requests))
     check_columns(names, predictor.tokenizer.event_schema)
     users = [user for request in requests for user in request.users]
@@ -138,6 +139,7 @@ def _answers(
     interrupt: Interrupt,
 ) -> list[Answer]:
     # (requests,) one behind the last user of each
+
     ends = np.cumsum([len(request.users) for request in requests])
     whole = _ANSWERS[type(requests[0])](predictor, requests, encoded, interrupt)
     found = []
@@ -148,8 +150,8 @@ def _answers(
             field: int((encoded.columns[field][events] == UNKNOWN).sum())
             for field in encoded.unknown
         }
-        # a place that is asked about may be as unknown as one of the history
 
+        # a place that is asked about may be as unknown as one of the history
         places = [getattr(user, "location", None) for user in request.users]
         asked = [str(place) for place in places if place is not None]
         if asked:
@@ -182,10 +184,12 @@ def _when(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     request = requests[0]
+    # `now` is one for all: it is part of the key
     found = predictor.when(
         encoded, request.within, request.top_k, now=request.now, interrupt=interrupt
     )
     if len(found) < len(encoded.users):
+        # users without an event until then are left out by `when`
         there = set(found.users.to_pylist())
         # an answer for each user, or none: a shorter list would be taken for another user's
         late = next((user for user in encoded.users.to_pylist() if user not in there), "?")
@@ -219,6 +223,7 @@ def _generate(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     request = requests[0]
+    # a request has the options of Python by the same names, which the limits have checked
     options = request.model_dump(exclude={"users", "steps"})
     found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema
