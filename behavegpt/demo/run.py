@@ -31,6 +31,7 @@ from behavegpt.trained_folder import load
 from behavegpt.universal.model import load_universal
 
 STAGES = 7  # that the console counts
+# said wherever the row stands: a model that knows the shop is no baseline
 NOT_HELD_OUT = (
     "The row “universal” is the model that ships with the package, from which this one starts. "
     "Its training logs included this shop, without the test events; trained without this shop, it "
@@ -38,6 +39,7 @@ NOT_HELD_OUT = (
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
+# a file without content: the folder is a demo's, and may be emptied by the next one
 MARK = ".behavegpt-demo"
 # what a demo leaves: nothing else of a folder is ever removed
 WRITTEN = (

@@ -53,6 +53,7 @@ class UserLabels(Tabular):
         columns: dict[str, Any] = {"user": self.users}
         if not self.classes:
             return pa.table(columns | {self.label: self.values[:, 0]})
+        # object: numpy's texts would be as wide as the longest class
         best = np.array(self.classes, object)[self.values.argmax(1)]
         columns[self.label] = pa.array(best, pa.string())
         shares = zip(self.classes, self.values.T, strict=True)
@@ -82,6 +83,7 @@ class LabelPredictor:
         # rows as a web service has them; all readers take columns
         if isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
             rows = rows_as_columns(rows)
+        # as a table, not in ids: aggregates count events of unknown labels too
         table = tokenizer.read(as_logs(rows, schema)).table
         if moment is None and len(table):
             # a second behind the last event: aggregates tell how long ago it was
@@ -91,6 +93,7 @@ class LabelPredictor:
         if moment is None or not len(before):
             when = "at all" if moment is None else f"before {shown(moment)}"
             raise DataError(f"the log has no usable event {when}; name a later date.")
+        # without a predictor: a label head asks for no vectors of another model
         past = Past(before, tokenizer.encode_table(before), None, moment)
         said = outputs(self.model, Examples(past.encoded, aggregates(past, schema)))
         config = self.model.config

@@ -86,6 +86,7 @@ def finetune_label(
     rule = read.schema.label_rules.get("user")
     known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
     probing = _probing(chosen)
+    # the same question as the probes': same users, same folds
     asked = ask(known, read, moment, probing)
     examples = examples_before(predictor, read, moment, asked.users)
 
@@ -168,6 +169,7 @@ def _judged(work: Folded, step: Step) -> list[Score]:
         said = said if asked.labels.classes else said[:, 0]
         rows.append(figures(asked.target[fold.test], said))
 
+    # last and mean states, and the aggregates beside them
     width = 2 * work.predictor.model.config.hidden_size + work.examples.aggregates.shape[1]
     return [
         Score(

@@ -62,6 +62,7 @@ def read_labels(
             _refuse_malformed(con, opened)
             # by the log's rule: its user `7` may stand as 7.0 in this file
             build_dictionary(con, opened, user, 0, user_rule)
+            # without a rule: how labels are written is found out, as for a log's column
             build_dictionary(con, opened, column, 1, None)
             rows = _rows(con, opened, user, column)
             skipped = one_row(con, f"SELECT count(*) FROM {opened.sql}")[0] - rows[2]
@@ -115,6 +116,7 @@ def _typed(
             "with --label."
         )
 
+    # each distinct text is looked at once, whatever the number of users
     encoded = texts.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     numbers = [_number(text) for text in distinct]
@@ -169,6 +171,7 @@ def _named(logs: Logs, column: str | None, option: str) -> str | None:
 def _user_column(logs: Logs, log_user: str) -> str:
     """The log's name of the column, else a usual one."""
     names = {name.lower(): name for name in logs.columns}
+    # the log's own name first: the table was often cut out of it
     usual = (log_user, *NAMES["user"].split())
     match = next((names[name.lower()] for name in usual if name.lower() in names), None)
     if match is None:

@@ -67,6 +67,7 @@ def write_report(run: Path) -> Path:
         {"uri": data_uri(path), "caption": CAPTIONS[path.name], "name": path.stem}
         for path in plots.draw_all(run)
     ]
+    # `None` and empty lists: a run that was not evaluated has a report of its training
     html = page(
         "report",
         name=run.resolve().name,

@@ -55,7 +55,9 @@ def metric_table(
                 "intervals": [_span(spans.get(key)) for key in columns],
                 "ours": name == MODEL,
                 "cells": [
-                    (decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns
+                    # all that are equally good are marked
+                    (decimal(figures.get(key)), figures.get(key) == best[key])
+                    for key in columns
                 ],
                 "with_unseen": [decimal(harder.get(key)) for key in columns] if unseen else [],
             }
@@ -123,6 +125,7 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
     taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
     shown = optional_json(run / "eval" / "examples.json").get("by_behavior", {})
+    # ties by what training saw, so that the order is the same every time
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
     header = ["to predict", "recall", "precision", "in training"]
     if other:
@@ -259,6 +262,7 @@ def _compared(what: str, ours: float, theirs: float, name: str) -> str:
             f"{what} it is level with the best of the others ({ours:.1%} against "
             f"{theirs:.1%}, {name})."
         )
+
     where = "ahead of" if ours > theirs else "behind"
     # of nothing no share: a baseline may be right never
     share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""

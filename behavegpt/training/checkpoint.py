@@ -54,6 +54,7 @@ class Snapshot:
     trainer: dict[str, Any]
 
 
+# a class of its own: what is about to be written has no path yet
 @dataclass(frozen=True)
 class Checkpoint(Snapshot):
     """A checkpoint read back; tensors are on the CPU."""
@@ -120,6 +121,7 @@ def save_sharded(
 
         # write_shards returns when all ranks have written, so rank 0 seals whole files
         if main:
+            # the loss is the same on all ranks, and small
             write_tensors(temporary / "loss.safetensors", snapshot.loss)
             write_json(temporary / TRAINER, snapshot.trainer)
             seal(temporary, _shard_files(temporary), step=snapshot.step)
@@ -135,6 +137,7 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
     """The error of a checkpoint that could not be written, once its half is cleared away."""
     shutil.rmtree(temporary, ignore_errors=True)
     folder = final.parent
+    # a full disk is the usual cause, and libraries seldom say so
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
     return CheckpointError(
         f"{final}: the checkpoint could not be written ({error}); only {free} MiB are "
@@ -155,6 +158,7 @@ def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> N
     remove_stale(folder)
 
     done = [path for path in _checkpoints(folder) if _step(path) <= step]
+    # protected: the best one, which `best_model` reads at the end
     for path in done[:-keep]:
         if _step(path) not in protect:
             discard(path)

@@ -29,6 +29,7 @@ WEIGHTS, SHARDED = "model.safetensors", "model.safetensors.index.json"
 def weight_files(folder: Path) -> list[Path]:
     """The files of a model folder's weights: one, or the shards that `save_pretrained` makes of
     large models."""
+    # none of the shards: one file
     return sorted(folder.glob("model-*-of-*.safetensors")) or [folder / WEIGHTS]
 
 
@@ -95,6 +96,7 @@ def open_model(folder: Path) -> Trained:
             f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}."
         ) from None
 
+    # counts are beside the weights: they are large, and transformers does not know them
     if model.config.memory:
         model.counts = load_counts(folder)
 

@@ -57,6 +57,7 @@ class RunFolder:
         self.path = Path(settings.out) if settings else Path(os.devnull)
         self.checkpoints = self.path / "ckpt"
         self.journal = Journal(self.path / "log.jsonl" if settings else self.path)
+
         self.record: dict[str, Any] = {}  # run.json, once the run has begun
 
     def latest(self, fingerprint: Mapping[str, Any]) -> Checkpoint | None:
@@ -110,6 +111,7 @@ class RunFolder:
         finished = datetime.datetime.now(datetime.UTC)
         began = datetime.datetime.fromisoformat(self.record["started"])
         self.record["finished"] = finished.isoformat(timespec="seconds")
+        # of this sitting: `begin` writes `started` anew when a run goes on
         self.record["seconds"] = round((finished - began).total_seconds(), 1)
         write_json(self.path / "run.json", self.record)
 
@@ -124,6 +126,7 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
     check_output(path, "into")
     accelerator = make_accelerator(train)
 
+    # a stack: only rank 0 has something to hold
     with ExitStack() as held:
         # one lock for all ranks: rank 0 holds it
         if accelerator.is_main_process:

@@ -33,6 +33,8 @@ SHAPE = (
 class TrainSettings(Settings):
     """Settings of the training loop."""
 
+    # either steps or epochs: a number of steps is for comparing, passes are for a log of unknown
+    # size
     steps: int | None = Field(
         None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data"
     )
@@ -51,6 +53,7 @@ class TrainSettings(Settings):
     micro_batches: int = Field(
         1, ge=1, le=2**16, description="gradient accumulation: parts of a step, to save memory"
     )
+    # ten times that of the paper: these models are a hundred times smaller
     lr: float = Field(
         1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)"
     )
@@ -117,6 +120,7 @@ class DecisionSettings(Settings):
         "rec_m", description="what the thresholds maximize: macro recall, or macro F1"
     )
     keep: float = Field(0.99, ge=0, le=1, description="share of the weighted recall to preserve")
+    # of fewer targets a threshold would learn their chance
     min_targets: int = Field(
         20,
         ge=1,

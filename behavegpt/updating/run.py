@@ -183,6 +183,7 @@ class _Update(NamedTuple):
     def carry_out(self, before: Trained, past: EventStore, new: NewEvents) -> dict[str, Any]:
         """Write data, model and rows; returns the row of this update."""
         rows = self.versions.rows()
+        # the folder of this version is there already, so its number is the last
         number, asked = self.versions.numbers[-1] + 1, self.asked
         began = datetime.datetime.now(datetime.UTC)
         # a tracker would take each update for a run of its own
@@ -213,6 +214,7 @@ class _Update(NamedTuple):
         row["settings"] = asked.model_dump(mode="json")
         row["version"] = behavegpt.__version__
         ended = datetime.datetime.now(datetime.UTC)
+
         row["seconds"] = round((ended - began).total_seconds(), 1)
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in (*rows, row))
         write_text(self.folder / ROWS, "".join(lines))
