@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.devices import choose_device
-from behavegpt.errors import CheckpointError, DataError, first_line
+from behavegpt.errors import CheckpointError, DataError
 from behavegpt.ingest.asked import seconds_of
 from behavegpt.ingest.histories import EventData, as_logs, rows_as_columns
 from behavegpt.labeling.folder import holds_label_model, label_folder
@@ -31,7 +30,7 @@ from behavegpt.model.label import BehaveGPTForUserLabels
 from behavegpt.probing.features import aggregates
 from behavegpt.probing.past import MICROS, Past, shown
 from behavegpt.tabular import Tabular
-from behavegpt.training.model_folder import DAMAGED, WEIGHTS, check_files
+from behavegpt.training.model_folder import WEIGHTS, check_files, read_pretrained
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,24 +112,6 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
             f"{path}: not a model with a label head; open it with behavegpt.load."
         )
 
-    disable_progress_bar()
-    try:
-        read: Any = BehaveGPTForUserLabels.from_pretrained(
-            # no code and no pickle: a folder may come from anywhere
-            path,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        model, loaded = read
-        tokenizer = EventTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # transformers raises whatever a strange config leads to
-        raise CheckpointError(
-            f"{path}: cannot be loaded ({first_line(error)}); {DAMAGED}."
-        ) from None
-
-    # transformers would draw what is missing at random, and say so in a warning only
-    if loaded["missing_keys"] or model.config.tokenizer_hash != tokenizer.hash:
-        raise CheckpointError(f"{path}: weights, config and labels do not match; {DAMAGED}.")
+    model, tokenizer = read_pretrained(BehaveGPTForUserLabels, path)
     torch.nn.Module.to(model, choose_device(device))
     return LabelPredictor(model, tokenizer)
