@@ -74,8 +74,8 @@ def find_config(name: str | Path) -> Path:
 
     # a path that exists, or can only be a path, is not looked up by name
     if path.is_file() or path.is_absolute() or ".." in path.parts:
-        # `configs/small.yaml`, as one writes it in a checkout, also works from the wheel
         return path
+    # `configs/small.yaml`, as one writes it in a checkout, also works from the wheel
     inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     shipped = SHIPPED / inside.parent / f"{inside.name.removesuffix('.yaml')}.yaml"
     return shipped if shipped.is_file() else path
@@ -112,6 +112,7 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         tree = load_yaml(text, str(path))
     except FileNotFoundError:
+        # a shipped name is the usual mistake: it is given without a path
         near = difflib.get_close_matches(path.stem, shipped(), n=1)
         meant = f" Did you mean {near[0]!r}, which comes with the package?" if near else ""
         raise ConfigError(f"{path}: no such configuration file; check the path.{meant}") from None
@@ -208,6 +209,7 @@ def _value(text: str, name: str) -> Any:
 def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
     """pydantic's findings, a line each: where, what is wrong, and what may be meant."""
     lines = []
+    # all of them: whoever edits a file wants to mend it once
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":

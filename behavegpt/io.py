@@ -60,6 +60,7 @@ def read_json(path: Path, error: type[BehaveGPTError], remedy: str) -> dict[str,
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` in one rename, or vanishes on any error."""
+    # where a link leads: the link itself stays one
     path = target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, path.name)

@@ -36,7 +36,6 @@ def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
 
     A folder that `UniversalPredictor.save` wrote has counted one. Raises CheckpointError.
     """
-
     path = Path(name)
     # the name of the shipped weights, unless a folder is called so
     if not path.is_dir():

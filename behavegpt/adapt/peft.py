@@ -68,6 +68,7 @@ def _modules(plan: Sequence[TensorPlan], *kinds: str) -> list[str]:
     names = [
         item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"
     ]
+    # PEFT saves modules, and these work as one
     for whole in ("head.history_gate", "head.memory"):
         names = [whole if name.startswith(whole) else name for name in names]
     return list(dict.fromkeys(names))
@@ -130,6 +131,7 @@ def open_adapter(
     # the recorded path may be of another machine: whoever opens it may name the base
     path = local_path(base) if base is not None else _recorded_base(folder, recorded)
     model, tokenizer = open_model(path)
+    # after it was opened, which looks for damage: other weights are another base, not a broken one
     if weights_hash(path) != weights:
         raise CheckpointError(
             f"{folder}: the adapter was trained on the weights of {recorded}, but {path} "
@@ -139,6 +141,7 @@ def open_adapter(
     try:
         with _quietly():
             adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        # merged: predictions cost what the base's do, and the model saves like any other
         merged = adapted.merge_and_unload()
     except Exception as error:  # PEFT raises whatever a strange adapter_config.json leads to
         raise CheckpointError(

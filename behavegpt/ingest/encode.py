@@ -107,6 +107,7 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
     """Stream all rows into the spill: `batch_rows` at a time and `held` bytes in memory at the
     most."""
     counts = plan.events("user")  # (user codes,)
+    # rejected rows are counted as well: they make a bucket smaller, never larger
     before, total = np.cumsum(counts) - counts, int(counts.sum())
 
     # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte
@@ -199,6 +200,7 @@ def fit_vocabularies(
     counts = {field: np.zeros(len(labels[field]), np.int64) for field in plan.fields}
     # a user's features are those of each event
     if encoded.users is not None:
+        # a plan has no vocabulary of users, but their features are weighed by it
         counts["user"] = np.zeros(len(encoded.counts), np.int64)
 
     # one pass over the events for all fields
@@ -260,6 +262,7 @@ def _check_labels(
 def _added_up(labels: pa.StringArray, counts: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
     """Labels (L + 1,), the first null as of a plan's codes, and events of each, of the label
     (user codes,) and the events (user codes,) of every user."""
+    # -1 + 1: code 0 is null, as everywhere
     known = labels.dictionary_encode()
     codes = known.indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1  # (user codes,)
     distinct = pa.concat_arrays([pa.nulls(1, pa.string()), known.dictionary])

@@ -127,6 +127,7 @@ def _table(sample: ColumnSample, schema: EventSchema) -> list[ColumnGuess]:
     result = []
     for column, kind in sample.types.items():
         name = quoted(column)
+        # by column: one query over all would hold the distinct values of each at once
         query = (
             f"SELECT count(*) - count({name}), count(DISTINCT {name}), min({name}::VARCHAR) FROM "
             "sample"

@@ -49,6 +49,7 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
     # neither name nor type: text that can be read as times throughout, such as ISO in JSON
     texts = [] if ranks else [column for column in free if _is_text(sample, column)]
     read = {column: _read_times(sample, column, settings) for column in (*ranks, *texts)}
+    # throughout: a text column of which some values look like times is another thing
     ranks |= {column: 0 for column in texts if read[column][0] >= FULL}
 
     keys = {}

@@ -110,6 +110,7 @@ def rows_as_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
 def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
     columns = rows_as_columns(rows)
     if schema.user not in columns:
+        # a near miss is a misspelt column, not one history
         near = _nearest(schema.user, [str(name) for name in columns])
         if near:
             raise DataError(

@@ -93,6 +93,7 @@ def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
         return f"({json_sample(con, logs, scratch(con))})"
 
     if logs.format == "csv":
+        # unchecked: the first rows are looked at, and the copy will check all
         base = f"({csv_query(logs.members, own, scratch(con), check=False)})"
     elif logs.format == "parquet":
         base = _parquet_files(logs)
@@ -164,6 +165,7 @@ def _copy(member: LogFile, columns: list[str], target: Path) -> Path:
             batches, schema = ipc_batches(member.path, columns), None
 
         for batch in batches:
+            # only what is asked for: a type that DuckDB cannot read may be in another column
             arrays = [plain_array(name, batch[name]) for name in columns]
             table = pa.Table.from_arrays(
                 [*arrays, pa.array([str(member.path)] * len(batch))], [*columns, "behavegpt_file"]

@@ -36,6 +36,7 @@ def split_path(path: str, names: Collection[str]) -> tuple[str, list[str]] | Non
     if path in names:
         return path, []
 
+    # from the right: the longest name that is a column
     places = [i for i, letter in enumerate(path) if letter == "."]
     for place in reversed(places):  # a column may have dots in its own name
         if path[:place] in names:
@@ -144,6 +145,7 @@ def _typed_list(sql: str, kind: Any, steps: list[str], many: bool, where: str) -
 
     # event_params and the like: the element whose key is the step
     if {"key", "value"} <= inner.keys():
+        # the first of them, as Google Analytics writes each key once
         pair = f"list_filter({sql}, lambda x: x.key = {literal(step)})[1].value"
         return _typed(pair, inner["value"], rest, many, below)
 

@@ -51,6 +51,7 @@ def reading_key(rows: Sequence[Mapping[str, Any]], schema: EventSchema) -> Readi
         # the unit of numbers is told from all of them
         if kind is int and role == "time" and schema.time_unit == "auto":
             return None
+        # absent and null are read alike, but a missing column is an error that names it
         key.append((column, kind, column in names))
 
     return tuple(key)
