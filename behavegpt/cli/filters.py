@@ -62,11 +62,13 @@ def read_labels(texts: Sequence[str]) -> list[str]:
             continue
         path = local_path(text[1:])
         try:
+            # utf-8-sig: a spreadsheet's byte order mark would make the first label unknown
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path}: not a text file of labels ({error}); write one label per line, in UTF-8."
             ) from None
+        # as they stand, without strip: a label may begin or end with a space
         labels += [line for line in lines if line.strip()]
     return labels
 
@@ -100,6 +102,7 @@ def read_groups(path: Path) -> dict[str, str]:
     for label, group in zip(*columns, strict=True):
         if label in (None, "") or group in (None, ""):
             continue  # a behavior without a group is in none
+        # in two groups it would be listed twice, and neither list be the one that was asked for
         if groups.setdefault(label, group) != group:
             raise DataError(
                 f"{path}: the label {label!r} is in two groups, {groups[label]!r} and "

@@ -46,6 +46,7 @@ def write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | 
                 columns = [column.cast(pa.string()) for column in batch.columns]
                 writer.write_batch(pa.record_batch(columns, schema=text))
 
+    # also with every row allowed: a folder without events is of no use
     if bad <= max_share * encoded.rows and encoded.kept.any():
         return
 
@@ -89,6 +90,7 @@ def _remedy(encoded: Encoded) -> str:
     }
 
     remedy = remedies.get(most, "Mend the rows")
+    # where most rows are bad it is the column that is wrong, not the rows
     return (
         f"{remedy}, or fix the rows, or allow more with --max-reject-share."
         if share <= _MOST_BAD
