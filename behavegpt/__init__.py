@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from behavegpt.auto import register_lazily
+from behavegpt.collector import paused_collector
 
 __version__ = "0.2.0"
 
@@ -34,7 +35,8 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        with paused_collector():
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'behavegpt' has no attribute {name!r}")
 
 
