@@ -12,10 +12,9 @@ from behavegpt.profiles import transforms as room
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
     fit_ensemble,
-    load_fitted,
-    save_fitted,
     write_ensemble,
 )
+from behavegpt.profiles.fitted import load_fitted, save_fitted
 from behavegpt.profiles.members import Pca, Quantile, Step
 from behavegpt.profiles.probe import auroc, noise, probe
 from behavegpt.profiles.transforms import fit_steps, transformed
