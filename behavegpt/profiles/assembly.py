@@ -8,6 +8,7 @@ FOLDER/ensemble.json     hash, members, steps, and how the projection and the st
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 
 from behavegpt import __version__
 from behavegpt.console import say
+from behavegpt.datasets.challenge_files import ChallengeDirectory
 from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.building import MEMBERS, Report, attempt
 from behavegpt.profiles.cache import digest
+from behavegpt.profiles.choice import choose
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
     Joined,
@@ -27,7 +30,7 @@ from behavegpt.profiles.ensemble import (
     row_order,
     write_ensemble,
 )
-from behavegpt.profiles.fitted import FittedMember, save_fitted
+from behavegpt.profiles.fitted import Fitted, FittedMember, save_fitted
 from behavegpt.profiles.members import Context, Step
 from behavegpt.profiles.pasts import vectors_at
 from behavegpt.profiles.settings import ProfileSettings
@@ -45,7 +48,7 @@ class _Source(NamedTuple):
     folder: Path  # holds a folder of each
     hashes: dict[str, str]
     window: Window | None = None  # where the input is cut for the projection
-    context: Context | None = None  # of the members that were fitted before the cuts
+    refitted: bool = False  # the members were fitted on what precedes the cuts
 
 
 def assemble(
@@ -59,16 +62,7 @@ def assemble(
     """Fit and write an ensemble of the members `names`, or keep the one that is there."""
     source = _source(block.stack, names, settings, built, context)
     steps = {member: _steps(settings, block, member) for member in names}
-    facts: Report = {
-        "row_seed": settings.row_seed,
-        "impute": block.impute,
-        "steps": {member: _plain(post) for member, post in steps.items()},
-        "after": _plain(block.after),
-        "hashes": source.hashes,
-    }
-    if block.stack:
-        facts["stack"] = block.stack.model_dump(mode="json")
-        facts["seed"] = context.seed
+    facts = _shaping(block, steps, settings, context) | {"hashes": source.hashes}
     key = digest(facts, __version__)
 
     if (folder / ENSEMBLE).is_file():
@@ -80,6 +74,51 @@ def assemble(
     (folder / ENSEMBLE).unlink(missing_ok=True)
     embeddings = _vectors(source, names, settings, context)
     order = row_order(context.clients, settings.row_seed)
+    members = {member: (steps[member], embeddings[member]) for member in names}
+    fitted, learned = _fitted(block, source, members, settings, context)
+
+    report = write_ensemble(fitted, embeddings, order, folder)
+    save_fitted(fitted, folder)
+    report |= facts | learned | {"end": context.tables.last, "hash": key}
+    report |= {"after": _plain(fitted.after.steps), "folder": source.folder.name}
+    if source.refitted and source.window:
+        report["at"] = source.window.now  # the members' own history ends earlier
+
+    # last: it is what says that the folder is complete
+    write_json(folder / ENSEMBLE, report)
+    return report | {"status": "built"}
+
+
+def _shaping(
+    block: EnsembleSettings,
+    steps: dict[str, tuple[Step, ...]],
+    settings: ProfileSettings,
+    context: Context,
+) -> Report:
+    """What shapes the ensemble beside its members, for its hash and its facts."""
+    chooses = block.after == "auto"
+    facts = {
+        "row_seed": settings.row_seed,
+        "impute": block.impute,
+        "steps": {member: _plain(post) for member, post in steps.items()},
+        "after": "auto" if block.after == "auto" else _plain(block.after),
+    }
+    if chooses:
+        facts |= {"choose": block.choose.model_dump(mode="json"), "labels": _labels(context)}
+    if block.stack:
+        facts["stack"] = block.stack.model_dump(mode="json")
+    return facts | ({"seed": context.seed} if block.stack or chooses else {})
+
+
+def _fitted(
+    block: EnsembleSettings,
+    source: _Source,
+    members: dict[str, tuple[tuple[Step, ...], UserEmbeddings]],
+    settings: ProfileSettings,
+    context: Context,
+) -> tuple[Fitted, Report]:
+    """All that is fitted, and what there is to tell of what was learned or chosen."""
+    order = row_order(context.clients, settings.row_seed)
     learned: Report = {}
 
     def stack(fitted: dict[str, FittedMember]) -> State:
@@ -89,23 +128,14 @@ def assemble(
         state, learned["stacking"] = fit_stack(context, block.stack, source.window, joined)
         return state
 
-    fitted = fit_ensemble(
-        {member: (steps[member], embeddings[member]) for member in names},
-        block.impute,
-        block.after,
-        order,
-        stack if block.stack else None,
-    )
-    report = write_ensemble(fitted, embeddings, order, folder)
-    save_fitted(fitted, folder)
-    report |= facts | learned | {"end": context.tables.last, "hash": key}
-    report["folder"] = source.folder.name
-    if source.context and source.window:
-        report["at"] = source.window.now  # the members' own history ends earlier
+    def chosen_steps(joined: Joined) -> tuple[Step, ...]:
+        chosen = choose(context, block.choose, joined, order)
+        learned["choice"] = chosen.facts
+        return chosen.steps
 
-    # last: it is what says that the folder is complete
-    write_json(folder / ENSEMBLE, report)
-    return report | {"status": "built"}
+    steps = chosen_steps if block.after == "auto" else block.after
+    found = fit_ensemble(members, block.impute, steps, order, stack if block.stack else None)
+    return found, learned
 
 
 def _source(
@@ -136,14 +166,14 @@ def _source(
                 f"({report['reason']}); leave it out by `without`, or use fitted: whole."
             )
         hashes[name] = report["hash"]
-    return _Source(out / BEFORE, hashes, window, earlier)
+    return _Source(out / BEFORE, hashes, window, True)
 
 
 def _vectors(
     source: _Source, names: Sequence[str], settings: ProfileSettings, context: Context
 ) -> dict[str, UserEmbeddings]:
     """The vectors of the whole histories."""
-    if source.context is None:
+    if not source.refitted:
         return {name: UserEmbeddings.load(source.folder / name) for name in names}
 
     assert source.window is not None
@@ -165,6 +195,12 @@ def _at_cuts(
         vectors = {name: vectors_at(past, settings, source.folder / name) for name in fitted}
         joined.append(Joined(fitted, vectors, window.store.clients))
     return joined
+
+
+def _labels(context: Context) -> str:
+    """Hash of the window by which `after: auto` chooses; empty where there is none."""
+    path = ChallengeDirectory(context.tables.path).target("train")
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _steps(settings: ProfileSettings, block: EnsembleSettings, member: str) -> tuple[Step, ...]:

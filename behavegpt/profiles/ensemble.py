@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import replacing
+from behavegpt.profiles.choice import WIDEST, ChoiceSettings
 from behavegpt.profiles.fitted import Fitted, FittedMember, Steps
 from behavegpt.profiles.members import Pca, Step
 from behavegpt.profiles.stack import StackSettings, project
 from behavegpt.profiles.transforms import State, fit_steps, transformed, width_after
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal
-
-WIDEST = 2048  # columns the challenge takes
 
 
 class EnsembleSettings(Settings):
@@ -43,9 +42,22 @@ class EnsembleSettings(Settings):
     stack: StackSettings | None = Field(
         None, description="a projection of all columns, trained on a later window of the input"
     )
-    after: tuple[Step, ...] = Field(
-        (), description="steps on all columns together: center, {pca: N, whiten: true}, zscore, ..."
+    after: tuple[Step, ...] | Literal["auto"] = Field(
+        (),
+        description=(
+            "steps on all columns together: center, {pca: N, whiten: true}, zscore, ...; auto: "
+            "chosen on the training window"
+        ),
     )
+    choose: ChoiceSettings = Field(
+        ChoiceSettings(), description="what `after: auto` compares, and how"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> EnsembleSettings:
+        if "choose" in self.model_fields_set and self.after != "auto":
+            raise ValueError("choose is for `after: auto`; set that, or leave choose out")
+        return self
 
     def chosen(self, names: list[str]) -> list[str]:
         """The members by name. Raises ConfigError for one that is not there."""
@@ -105,13 +117,13 @@ def _columns(
 def fit_ensemble(
     members: Mapping[str, tuple[tuple[Step, ...], UserEmbeddings]],
     impute: str,
-    after: tuple[Step, ...] = (),
+    after: tuple[Step, ...] | Callable[[Joined], tuple[Step, ...]] = (),
     order: np.ndarray | None = None,
     stack: Callable[[dict[str, FittedMember]], State] | None = None,
 ) -> Fitted:
     """Fit the steps of each member, the row that stands for clients without it, the projection by
-    `stack`, and the steps `after` on the columns of all members for the clients `order` (all that a
-    member has, by default).
+    `stack`, and the steps `after`, or those that it chooses, on the columns of all members for the
+    clients `order` (all that a member has, by default).
 
     Raises ConfigError when the columns are more than the challenge takes.
     """
@@ -119,7 +131,8 @@ def fit_ensemble(
         name: width_after(steps, embeddings.vectors.shape[1])
         for name, (steps, embeddings) in members.items()
     }
-    if stack is None and width_after(after, sum(widths.values())) > WIDEST:
+    static = stack is None and not callable(after)
+    if static and width_after(after, sum(widths.values())) > WIDEST:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ConfigError(
             f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members, or the "
@@ -139,8 +152,9 @@ def fit_ensemble(
     if order is None:
         order = np.unique(np.concatenate([of.client_ids for of in vectors.values()]))
     projection = None if stack is None else stack(fitted)
-    states = fit_steps(after, Joined(fitted, vectors, order, projection))
-    return Fitted(fitted, Steps(after, states), projection)
+    joined = Joined(fitted, vectors, order, projection)
+    steps = after(joined) if callable(after) else after
+    return Fitted(fitted, Steps(steps, fit_steps(steps, joined)), projection)
 
 
 def write_ensemble(
