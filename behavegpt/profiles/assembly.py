@@ -22,7 +22,7 @@ from behavegpt.errors import DataError
 from behavegpt.io import write_json
 from behavegpt.profiles.building import MEMBERS, Report, attempt
 from behavegpt.profiles.cache import digest
-from behavegpt.profiles.choice import choose
+from behavegpt.profiles.choice import ChoiceSettings, choose
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
     Joined,
@@ -104,7 +104,8 @@ def _shaping(
         "after": "auto" if block.after == "auto" else _plain(block.after),
     }
     if chooses:
-        facts |= {"choose": block.choose.model_dump(mode="json"), "labels": _labels(context)}
+        compared = block.choose or ChoiceSettings()
+        facts |= {"choose": compared.model_dump(mode="json"), "labels": _labels(context)}
     if block.stack:
         facts["stack"] = block.stack.model_dump(mode="json")
     return facts | ({"seed": context.seed} if block.stack or chooses else {})
@@ -129,7 +130,7 @@ def _fitted(
         return state
 
     def chosen_steps(joined: Joined) -> tuple[Step, ...]:
-        chosen = choose(context, block.choose, joined, order)
+        chosen = choose(context, block.choose or ChoiceSettings(), joined, order)
         learned["choice"] = chosen.facts
         return chosen.steps
 

@@ -18,6 +18,7 @@ Shape letters: N clients, D columns, O labels.
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,8 @@ def choose(context: Context, settings: ChoiceSettings, columns: Rows, order: np.
     rng = np.random.default_rng(context.seed)
     some = np.sort(rng.permutation(len(order))[: settings.clients])
     targets = _targets(context.tables.path, order[some], settings.tasks)
-    what = digest(settings.model_dump(mode="json"), context.seed, context.tables.digest)
+    labels = [zlib.crc32(np.ascontiguousarray(of.train).data) for of in targets.values()]
+    what = digest(settings.model_dump(mode="json"), context.seed, labels)
     grid = Grid(context.cache / "choices" / f"{what[:20]}.jsonl")
     device = str(choose_device(context.device))
 

@@ -49,13 +49,11 @@ class EnsembleSettings(Settings):
             "chosen on the training window"
         ),
     )
-    choose: ChoiceSettings = Field(
-        ChoiceSettings(), description="what `after: auto` compares, and how"
-    )
+    choose: ChoiceSettings | None = Field(None, description="what `after: auto` compares, and how")
 
     @model_validator(mode="after")
     def _used(self) -> EnsembleSettings:
-        if "choose" in self.model_fields_set and self.after != "auto":
+        if self.choose is not None and self.after != "auto":
             raise ValueError("choose is for `after: auto`; set that, or leave choose out")
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,20 @@ def test_the_best_candidate_of_the_training_window_is_chosen(
     assert lines["again"] == lines["center"] | {"candidate": "again"}
     assert "after: center (network 1,024 wide, 2 seeds, 300 clients" in capsys.readouterr().err
 
-    # what was measured is kept, and the validation window plays no part
+    # the validation window plays no part
     other = shutil.copytree(labelled, tmp_path / "other")
     write_window(other, "validation", ours.clients[:3])
-    again = choose(context(other), settings, columns, ours.clients)
-    assert again.facts["table"] == chosen.facts["table"]
+    theirs = replace(context(other), cache=tmp_path / "fresh")
+    alone = settings.model_copy(update={"candidates": {"center": ("center",)}})
+    again = choose(theirs, alone, columns, ours.clients)
+    assert again.facts["table"] == [lines["center"] | {"behind": 0.0, "error_behind": 0.0}]
+
+    # what was measured is kept, for as long as the labels are the same
     monkeypatch.setattr(choice, "held_out_score", None)
     assert choose(ours, settings, columns, ours.clients) == chosen
+    write_window(other, "train", ours.clients[:90])
+    with pytest.raises(TypeError):
+        choose(replace(theirs, cache=ours.cache), settings, columns, ours.clients)
 
 
 def test_an_ensemble_tells_what_it_chose(labelled: Path, tmp_path: Path) -> None:

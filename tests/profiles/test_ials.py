@@ -123,7 +123,7 @@ def test_rare_items_have_no_factors(
     assert 0 < len(kept) < len(events)
     assert np.load(tmp_path / "items.npy").tolist() == sorted(kept)
     assert embed(context(small), few, tmp_path).vectors.shape[1] == 6
-    with pytest.raises(DataError, match="has a sku that 9999 events have; .* lower min_count"):
+    with pytest.raises(DataError, match=r"has a sku that 9999 events have; .* lower min_count"):
         fit(context(small), SETTINGS.model_copy(update={"min_count": 9999}), tmp_path)
 
 
