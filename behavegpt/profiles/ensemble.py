@@ -221,6 +221,8 @@ def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
 
 def rows_of(order: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Row (M,) in `order` (U,) of each id (M,); -1 for one that is not asked for."""
+    if not len(order):
+        return np.full(len(ids), -1)
     by_id = np.argsort(order)  # (U,)
 
     place = np.searchsorted(order[by_id], ids).clip(max=len(order) - 1)  # (M,)

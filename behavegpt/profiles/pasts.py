@@ -32,11 +32,15 @@ def vectors_at(context: Context, settings: ProfileSettings, member: Path) -> Use
 
     key = digest(built["hash"], context.tables.digest, context.at)
     folder = context.cache / "vectors" / key[:20]
-    if not (folder / "entry.json").is_file():
-        seed = settings.seed if block.seed is None else block.seed
-        with scratch(folder) as temporary:
-            own = Context(context.tables, context.cache, seed, context.device, context.at)
-            found = kind.embed(own, block, member / "state")
-            found.save(temporary, "float32")
-        say(f"{member.name}: {len(found.vectors):,} clients at a cut")
+    if (folder / "entry.json").is_file():
+        return UserEmbeddings.load(folder)
+
+    seed = settings.seed if block.seed is None else block.seed
+    own = Context(context.tables, context.cache, seed, context.device, context.at)
+    found = kind.embed(own, block, member / "state")
+    say(f"{member.name}: {len(found.vectors):,} clients at a cut")
+    if not len(found.vectors):  # nobody had data yet: an empty file cannot be mapped
+        return found
+    with scratch(folder) as temporary:
+        found.save(temporary, "float32")
     return UserEmbeddings.load(folder)
