@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from behavegpt.collector import paused_collector
 from behavegpt.shipped import UNIVERSAL, is_universal
 from behavegpt.universal.counted import is_counted, read_counted
 from behavegpt.universal.model import load_universal
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from behavegpt.predictor import Predictor
 
 
+@paused_collector()
 def load(
     folder: str | Path, device: str | torch.device | None = None
 ) -> Predictor | UniversalPredictor:

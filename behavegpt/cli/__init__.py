@@ -7,6 +7,7 @@ error), 1 our bug or a failed check, 130 stopped by Ctrl-C, 143 by SIGTERM.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from behavegpt.cli import (
     decision,
     evaluate,
     export,
+    forecast,
     generate,
     predict,
     prepare,
@@ -48,6 +50,7 @@ COMMANDS: dict[str, Command | Group] = {
     **predict.COMMANDS,
     **decision.COMMANDS,
     **when.COMMANDS,
+    **forecast.COMMANDS,
     **update.COMMANDS,
     "vocabulary": vocabulary.VOCABULARY,
     **generate.COMMANDS,
@@ -82,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         except (KeyboardInterrupt, Exception) as error:
             return _failed(arguments, error, received)
+        finally:
+            if argv is not None:  # called from Python, which goes on: what loading froze is freed
+                gc.unfreeze()
 
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
 

@@ -12,6 +12,7 @@ from behavegpt.cli.command import (
     given_options,
     named_logs,
 )
+from behavegpt.collector import paused_collector
 from behavegpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def log_arguments(parser: Parser) -> None:
     )
 
 
+@paused_collector(freeze=True)
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
     universal one."""
@@ -73,6 +75,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     return _reading(load(arguments.model, device), arguments)
 
 
+@paused_collector(freeze=True)
 def load_with_logs(
     arguments: Arguments, device: Any = None
 ) -> tuple[Predictor | UniversalPredictor, Any]:
@@ -104,6 +107,7 @@ def load_with_logs(
     )
 
 
+@paused_collector(freeze=True)
 def load_uncounted(
     arguments: Arguments,
 ) -> tuple[Predictor | UniversalPredictor, dict[str, Any]]:

@@ -132,6 +132,22 @@ def test_a_failed_run_is_recorded_as_failed_and_the_sweep_goes_on(data, tmp_path
     assert [row["status"] for row in again].count("done") == 4
 
 
+def test_models_with_memory_are_swept_too(data, tmp_path):
+    """The mixer is counted, no blocks are a size as well, and the rows are losses like others."""
+    sizes = "sizes=[{embedding_size: 2, num_hidden_layers: 0}, {embedding_size: 2}]"
+    override = ["model.memory=true", "events=[300]", "name=with memory", sizes]
+    rows = sweep.sweep(small(data, tmp_path, *override))
+
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [row["shape"][-1] for row in rows] == ["0", "1"]
+    assert all(row["loss"] > 0 and row["name"] == "with memory" for row in rows)
+
+    without = small(data, tmp_path, "events=[300]", sizes)
+    task = Task.of(open_store(data))
+    plain = [job.rung.params for job in list_jobs(without, task)]
+    assert all(row["params"] > params for row, params in zip(rows, plain, strict=True))
+
+
 def test_blocks_of_a_language_model_are_a_start_for_the_sizes_of_its_shape(data, tmp_path):
     small_gpt2(tmp_path / "gpt2", n_layer=1, n_head=2)
     overrides = [
