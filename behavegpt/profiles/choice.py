@@ -223,24 +223,18 @@ def _table(rows: Sequence[Row], names: Sequence[str], tasks: Sequence[str]) -> d
     sums = {name: of.sum(axis=1) for name, of in scores.items()}  # (seeds,) each
     best = max(names, key=lambda name: sums[name].mean())
 
-    lines = []
+    lines, chosen = [], None
     for name in names:
         behind = sums[best] - sums[name]  # paired: one division and network seed each
-        lines.append(
-            {"candidate": name}
-            | {
-                task: round(float(of), 5)
-                for task, of in zip(tasks, scores[name].mean(0), strict=True)
-            }
-            | {
-                "sum": round(float(sums[name].mean()), 5),
-                "error": round(_error(sums[name]), 5),
-                "behind": round(float(behind.mean()), 5),
-                "error_behind": round(_error(behind), 5),
-            }
-        )
-    chosen = next(line for line in lines if line["behind"] <= line["error_behind"])
-    return {"chosen": chosen["candidate"], "table": lines}
+        figures = dict(zip(tasks, scores[name].mean(axis=0).tolist(), strict=True))
+        figures |= {"sum": float(sums[name].mean()), "error": _error(sums[name])}
+        figures |= {"behind": float(behind.mean()), "error_behind": _error(behind)}
+        if chosen is None and figures["behind"] <= figures["error_behind"]:
+            chosen = name
+        rounded = {figure: round(value, 5) for figure, value in figures.items()}
+        lines.append({"candidate": name, **rounded})
+
+    return {"chosen": chosen, "table": lines}
 
 
 def _error(values: np.ndarray) -> float:

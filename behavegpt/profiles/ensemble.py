@@ -129,8 +129,9 @@ def fit_ensemble(
         name: width_after(steps, embeddings.vectors.shape[1])
         for name, (steps, embeddings) in members.items()
     }
-    static = stack is None and not callable(after)
-    if static and width_after(after, sum(widths.values())) > WIDEST:
+    given = () if callable(after) else after
+    learned = stack is not None or callable(after)  # their width is known later
+    if not learned and width_after(given, sum(widths.values())) > WIDEST:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ConfigError(
             f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members, or the "
@@ -151,7 +152,7 @@ def fit_ensemble(
         order = np.unique(np.concatenate([of.client_ids for of in vectors.values()]))
     projection = None if stack is None else stack(fitted)
     joined = Joined(fitted, vectors, order, projection)
-    steps = after(joined) if callable(after) else after
+    steps = after(joined) if callable(after) else given
     return Fitted(fitted, Steps(steps, fit_steps(steps, joined)), projection)
 
 

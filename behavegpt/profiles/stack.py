@@ -58,9 +58,9 @@ class StackSettings(FutureTasks):
         "whole",
         description="members as fitted on the whole input, or again on what precedes all cuts",
     )
-    dropout: float = Field(0.2, ge=0, lt=1, description="of the members' columns")
+    dropout: float = Field(0.5, ge=0, lt=1, description="of the members' columns")
     training: TrainingSettings = TrainingSettings(
-        epochs=30, batch=256, weight_decay=0.01, held_out=0.1
+        epochs=40, batch=256, lr=3e-4, weight_decay=0.01, held_out=0.1
     )
 
     @field_validator("predict")
@@ -117,6 +117,9 @@ class _Examples:
 
 class Projection(nn.Module):
     """(N, D) -> (N, K)."""
+
+    mean: Tensor  # (D,)
+    deviation: Tensor  # (D,)
 
     def __init__(self, scores: State, settings: StackSettings) -> None:
         """`scores`: mean (D,) and deviation (D,) of the columns."""
