@@ -140,19 +140,30 @@ def warn_of_few(time: np.ndarray, end: int, days: int) -> None:
 
 
 def expected_of(
-    forecaster: Forecaster, columns: Columns, moments: Moments, days: int
+    forecaster: Forecaster, columns: Columns, moments: Moments, days: int, top_k: int | None = None
 ) -> tuple[Expected, np.ndarray]:
-    """The events of the next `days` days of each moment, and their probabilities (N, D)."""
+    """The events of the next `days` days of each moment, or its `top_k` most probable ones, and
+    their probabilities (N, D)."""
     found, chances = [], []
     for at in range(0, len(moments.now), CHUNK):
         part = expect(columns, forecaster.hours, moments.slice(at, at + CHUNK), days)
-        chances.append(forecaster.chances(part.facts))
-        # the facts have told what they know: a million users' would fill the memory
-        found.append((part.moment + at, part.behavior, part.days))
+        sure = forecaster.chances(part.facts)
+        # what is not asked for, and the facts, go chunk by chunk: of a million users they would
+        # fill the memory
+        kept = slice(None) if top_k is None else _likeliest(part.moment, sure, top_k)
+        chances.append(sure[kept])
+        found.append((part.moment[kept] + at, part.behavior[kept], part.days[kept]))
 
     moment, behavior, place = (np.concatenate(column) for column in zip(*found, strict=True))
     none = np.zeros((len(moment), 0), np.float32)
     return Expected(moment, behavior, place, none), np.concatenate(chances)
+
+
+def _likeliest(moment: np.ndarray, chances: np.ndarray, top_k: int) -> np.ndarray:
+    """Indices, ascending, of the `top_k` most probable events of each moment."""
+    order = np.lexsort((-chances.mean(axis=1), moment))
+    place = np.arange(len(order)) - np.searchsorted(moment[order], moment[order])
+    return np.sort(order[place < top_k])
 
 
 def _draw(
