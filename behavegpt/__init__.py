@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from behavegpt.auto import register_lazily
+from behavegpt.collector import paused_collector
 
 __version__ = "0.2.0"
 
@@ -23,6 +24,7 @@ _PUBLIC = {
     "Predictor": "behavegpt.predictor",
     "load": "behavegpt.loading",
     "fit": "behavegpt.fitting",
+    "forecast": "behavegpt.horizon.forecast",
     "probe": "behavegpt.probing.run",
     "finetune_label": "behavegpt.labeling.run",
     "load_label": "behavegpt.labeling.predictor",
@@ -34,7 +36,8 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        with paused_collector():
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'behavegpt' has no attribute {name!r}")
 
 

@@ -28,10 +28,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from behavegpt.config import Settings, read_settings
+from behavegpt.config import PathText, Settings, read_settings
 from behavegpt.data.reencode import fit_store, reencode
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import SPLITS, TEST, EventStore, open_store
+from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import score_baselines
 from behavegpt.finetune import FinetuneSettings, finetune
 from behavegpt.grid import Grid, Row, Run, digest, grouped, made_once, mean_and_deviation, read_rows
@@ -40,12 +41,13 @@ from behavegpt.io import workspace
 from behavegpt.pretrain import PretrainSettings, pretrain
 from behavegpt.trained_folder import load
 from behavegpt.training.evaluate import evaluate
+from behavegpt.universal.model import load_universal
 
 FIGURES = ("rec_w", "rec_m", "prec_m", "ndcg@3", "hr@3", "head", "mid", "tail")
 KEY = ("source", "loss", "share", "mode", "seed")
 GROUP = ("share", "source", "loss", "mode")  # rows that differ in the seed alone
 FROM_NOTHING = "scratch"  # needs no source
-COUNTED = ("most_frequent", "user_most_frequent", "markov", "user_markov")
+UNIVERSAL = "universal"  # the shipped kind of model, which counts the share and is not trained
 
 
 class Log(Settings):
@@ -72,6 +74,7 @@ class Pretraining(Settings):
     steps: int
     losses: tuple[Literal["dro", "cross_entropy"], ...]
     model: dict[str, Any] = {}  # over the config's
+    init: Literal["random", "universal"] | None = None  # instead of the config's
 
 
 class Protocol(Settings):
@@ -79,6 +82,7 @@ class Protocol(Settings):
 
     schema_: dict[str, str] = Field(alias="schema")
     min_events: int
+    min_count: int = 1
     target: Log
     sources: dict[str, Log]
     pretrain: Pretraining
@@ -87,15 +91,25 @@ class Protocol(Settings):
     modes_of_other_losses: tuple[str, ...]  # with the bases of all but the first pretraining loss
     loss: dict[str, Any]  # of the fine-tuning
     train: dict[str, Any]
+    counted: tuple[str, ...] = ("most_frequent", "markov", "user_markov", "user_most_frequent")
+    universal: PathText | None = None  # weights that were not trained on the target: a folder
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """What needs no pretraining and no fine-tuning."""
+        return (*self.counted, UNIVERSAL) if self.universal else self.counted
 
 
 def prepared(protocol: Protocol, log: Log, logs: Path, work: Path) -> EventStore:
     """A log's prepared folder, made once."""
     folder = work / "data" / Path(log.file).stem
     schema = EventSchema.model_validate(protocol.schema_ | log.schema_ | {"tz": log.tz})
-    made_once(
-        folder, lambda: prepare([logs / log.file], folder, schema, min_events=protocol.min_events)
-    )
+
+    def make() -> None:
+        least, rarest = protocol.min_events, protocol.min_count
+        prepare([logs / log.file], folder, schema, min_events=least, min_count=rarest)
+
+    made_once(folder, make)
     return open_store(folder)
 
 
@@ -110,6 +124,8 @@ def base(protocol: Protocol, source: str, loss: str, logs: Path, work: Path) -> 
         steps = [f"train.steps={protocol.pretrain.steps}", f"loss.name={loss}"]
         shape = [f"model.{name}={value}" for name, value in protocol.pretrain.model.items()]
         overrides = [f"data.path={store.path}", f"out={run}", *steps, *shape]
+        if protocol.pretrain.init:
+            overrides.append(f"init={protocol.pretrain.init}")
         pretrain(read_settings(PretrainSettings, protocol.pretrain.config, overrides))
 
     return made_once(run, make, "model")
@@ -173,10 +189,8 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
     target = share_of_users(
         prepared(protocol, protocol.target, logs, work), row["share"], row["seed"]
     )
-    if row["mode"] in COUNTED:
-        scored = {name: metrics for name, metrics, _ in score_baselines(target, "test")}
-        figures = scored[row["mode"]].compute(target.behaviors.counts)
-        return {name: figures[name] for name in FIGURES}
+    if row["mode"] in protocol.untrained:
+        return untrained_figures(protocol, row["mode"], target, out)
 
     # from scratch: its shape alone
     source = row["source"] if row["source"] != "-" else next(iter(protocol.sources))
@@ -203,16 +217,28 @@ def figures_of(protocol: Protocol, row: Row, logs: Path, work: Path, split: int,
     }
 
 
+def untrained_figures(protocol: Protocol, name: str, target: EventStore, out: Path) -> Row:
+    """Figures of a count baseline, or of the universal model, whose tables are of the share."""
+    if name == UNIVERSAL and protocol.universal:
+        model = load_universal(Path(protocol.universal))
+        scored = evaluate_universal(model, target, out / "metrics.json", baselines=False)
+        figures = scored["models"][UNIVERSAL]
+    else:
+        metrics = {name: metrics for name, metrics, _ in score_baselines(target, "test")}
+        figures = metrics[name].compute(target.behaviors.counts)
+    return {figure: figures[figure] for figure in FIGURES}
+
+
 def grid(protocol: Protocol) -> Iterator[dict[str, Any]]:
     """All rows, those that answer the main question first."""
     first = protocol.pretrain.losses[0]
     for loss in protocol.pretrain.losses:
         for share, budget in protocol.fractions.items():
             for seed in budget.seeds:
-                # scratch and counting need no pretraining; counting draws nothing but the users
+                # these need no pretraining; counting draws nothing but the users
                 if loss == first:
-                    counted = COUNTED if seed == budget.seeds[0] else ()
-                    for name in (FROM_NOTHING, *counted):
+                    untrained = protocol.untrained if seed == budget.seeds[0] else ()
+                    for name in (FROM_NOTHING, *untrained):
                         yield dict(zip(KEY, ("-", "-", share, name, seed), strict=True))
 
                 modes = protocol.modes if loss == first else protocol.modes_of_other_losses
@@ -259,20 +285,20 @@ def plot(rows: Sequence[dict[str, Any]], protocol: Protocol, path: Path) -> None
         1, len(drawn), figsize=(7 * len(drawn), 5), sharey=True, squeeze=False
     )
 
-    modes = [*protocol.modes, "user_most_frequent"]
+    lines = {FROM_NOTHING: "--", protocol.counted[-1]: ":", UNIVERSAL: "-."}  # without a source
+    modes = [*dict.fromkeys([*protocol.modes, *lines])]
     city = Path(protocol.target.file).stem.removeprefix("foursquare_")
     for axis, source in zip(axes[0], drawn, strict=True):
         for number, mode in enumerate(modes):
             # what needs no source is the same in all panels
-            own = mode in (FROM_NOTHING, "user_most_frequent")
+            own = mode in lines
             origin = ("-", "-") if own else (source, loss)
             keys = {share: (share, *origin, mode) for share in shares}
             points = {share: groups[key]["rec_m"] for share, key in keys.items() if key in groups}
             if not points:
                 continue
 
-            line = "--" if mode == FROM_NOTHING else ":"
-            style: dict[str, Any] = {"color": "black", "linestyle": line} if own else {}
+            style: dict[str, Any] = {"color": "black", "linestyle": lines[mode]} if own else {}
             means = [values.mean() for values in points.values()]
             spread = [values.std(ddof=1) if len(values) > 1 else 0 for values in points.values()]
             place = np.array(list(points)) * 1.04 ** (number - len(modes) / 2)  # side by side

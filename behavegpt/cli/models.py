@@ -12,6 +12,7 @@ from behavegpt.cli.command import (
     given_options,
     named_logs,
 )
+from behavegpt.collector import paused_collector
 from behavegpt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from behavegpt.zero_shot import UniversalPredictor
 
 _COLUMNS = ("user", "time", "event", "location", "behavior", "order", "group")
+# how the training log was written is part of a model; these say what differs now
 _READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
 
 
@@ -51,12 +53,14 @@ def log_arguments(parser: Parser) -> None:
         help="how to read times without a zone: in the log's zone, or as UTC",
     )
     group.add_argument(
+        # a trained model keeps the zone of its training: weekday and slot would be others
         "--tz",
         metavar="ZONE",
         help="universal only: IANA time zone used for weekday and time slot (default UTC)",
     )
 
 
+@paused_collector(freeze=True)
 def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     """The predictor of a trained model, reading logs as the arguments say. Raises ConfigError for a
     universal one."""
@@ -73,6 +77,7 @@ def load_trained(arguments: Arguments, device: Any = None) -> Predictor:
     return _reading(load(arguments.model, device), arguments)
 
 
+@paused_collector(freeze=True)
 def load_with_logs(
     arguments: Arguments, device: Any = None
 ) -> tuple[Predictor | UniversalPredictor, Any]:
@@ -96,6 +101,7 @@ def load_with_logs(
             given = _given(arguments)
             logs = named_logs(arguments, arguments.logs)
             return universal.fit_tables(logs, given=given, **changes), None
+    # of a trained model all logs are asked about: its counts are those of its training
     elif arguments.logs:
         return load_trained(arguments, device), named_logs(arguments, arguments.logs)
 
@@ -104,6 +110,7 @@ def load_with_logs(
     )
 
 
+@paused_collector(freeze=True)
 def load_uncounted(
     arguments: Arguments,
 ) -> tuple[Predictor | UniversalPredictor, dict[str, Any]]:

@@ -79,6 +79,7 @@ def early_times(encoded: Encoded) -> str | None:
 
 def one_label(vocabularies: Mapping[str, Vocabulary], schema: EventSchema) -> str | None:
     """What to say when there is nothing to predict."""
+    # what is predicted
     role = "event" if schema.behavior_is_event else "behavior"
     if vocabularies[role].classes != 1:
         return None
@@ -125,6 +126,7 @@ def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str
     if encoded.users is None:
         return None
 
+    # users who are left out are not spoken of
     kept = pa.array(encoded.kept)
     users = encoded.plan.labels("user").filter(kept)
     there = encoded.users.has(users)  # (users,)
@@ -189,4 +191,5 @@ def _clock(schema: EventSchema, logs: Logs) -> str:
         for column in logs.columns
         if column not in taken and (rank := name_rank(column, CLOCKS)) is not None
     }
+    # `hour` stands for it: the sentence must show the form of the option
     return min(ranks, key=lambda column: ranks[column]) if ranks else "hour"

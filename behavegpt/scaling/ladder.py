@@ -19,6 +19,7 @@ from pydantic import Field
 from behavegpt.baselines.architectures import read_inputs, shape_baseline
 from behavegpt.baselines.network import BaselineForBehaviorPrediction
 from behavegpt.config import Settings
+from behavegpt.data.memory_past import EXPERTS
 from behavegpt.data.store import EventStore
 from behavegpt.errors import ConfigError, violation
 from behavegpt.model import BehaveGPTConfig, BehaveGPTForBehaviorPrediction
@@ -149,6 +150,8 @@ def _measure(task: Task, model: dict[str, Any]) -> Rung:
                 for name, value in model.items()
                 if name not in ("architecture", "inputs")
             }
+            if shape.get("memory"):
+                shape["memory_experts"] = list(EXPERTS)
             config = BehaveGPTConfig(
                 field_sizes=fields, **classes, **shape | {"embedding_size": width}
             )

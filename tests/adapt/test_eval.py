@@ -17,6 +17,7 @@ from behavegpt.data.pack import target_rows
 from behavegpt.data.store import open_store
 from behavegpt.datasets.synthetic import SYNTHETIC_SCHEMA, small_log
 from behavegpt.ingest.prepare import prepare
+from behavegpt.shipped import SHIPPED
 from tests.conftest import ROOT
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -53,7 +54,7 @@ def test_the_shipped_protocol_loads(path):
     rows = list(module.grid(protocol))
     assert len(rows) > 50
     for row in rows:  # every row's settings are valid
-        if row.get("mode") not in getattr(module, "COUNTED", ()) and row.get(
+        if row.get("mode") not in getattr(protocol, "untrained", ()) and row.get(
             "method"
         ) not in getattr(module, "UNTRAINED", ()):
             assert module.settings_of(protocol, row, path, path, path).train.seed == row["seed"]
@@ -71,6 +72,8 @@ def test_cross_domain(logs, tmp_path, capsys):
         fractions={0.5: {"steps": 2, "batch_events": 256, "seeds": [0]}},
         modes={"cross_domain": {"adapt": {"scale": "base"}}, "scratch": {"lr": 1e-3}},
         modes_of_other_losses=["cross_domain"],
+        counted=["markov", "mixture"],
+        universal=str(SHIPPED["universal"].folder),
     )
     line = [str(config), "--out", str(tmp_path / "rows.jsonl")]
     run = [*line, "--logs", str(logs), "--work", str(tmp_path)]
@@ -78,7 +81,7 @@ def test_cross_domain(logs, tmp_path, capsys):
     assert module.main(run) == 0 and module.main(run) == 0
     rows = module.read_rows(tmp_path / "rows.jsonl")
     keys = [tuple(row[name] for name in module.KEY) for row in rows]
-    assert len(keys) == len(set(keys)) == 3 + len(module.COUNTED)
+    assert len(keys) == len(set(keys)) == 3 + 2 + 1
     schemas = {name: open_store(tmp_path / "data" / name).schema for name in ("here", "there")}
     assert (schemas["here"].location, schemas["there"].location) == ("behavior", "location")
     trained = [row for row in rows if "trained" in row]
