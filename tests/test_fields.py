@@ -178,6 +178,7 @@ MISTAKEN = {
     "predict MODEL LOG --among bag --exclude bag": "leave none",
     "predict MODEL LOG --among bag bags": "Did you mean 'bag'",
     "predict MODEL LOG --top-k 0": "top_k",
+    "forecast LOG COLUMNS GROUP": "basket",
     f"probe MODEL LOG WORK/labels.csv --at {AT} --label event": "no column 'event'",
     "probe MODEL LOG WORK/labels.csv --at 2015-01-01": "outside the log",
 }
