@@ -240,12 +240,34 @@ def forecast_table() -> str:
     return markdown(["forecast (seeds)", *logs.values()], lines)
 
 
+def scaling_table() -> str:
+    """Loss of each size by training events, without and with the memory; git activity."""
+    lines, sizes = [], []
+    for kind, name in (("plain", "scaling_git"), ("memory", "scaling_git_memory")):
+        rows = [row for row in read_rows(RESULTS / f"{name}.jsonl") if row["status"] == "done"]
+        losses: dict[tuple[int, str], dict[int, float]] = {}
+        by_size = sorted(rows, key=lambda row: row["params_without_embeddings"])
+        # no blocks first: the others are read beside them
+        for row in sorted(by_size, key=lambda row: not row["shape"].endswith("x0")):
+            shape = (row["params_without_embeddings"], row["shape"])
+            # a subset ends with a whole user: the size that was asked for is in the name
+            asked = float(row["run"].split("_e")[1].split("_")[0])
+            losses.setdefault(shape, {})[round(asked)] = row["loss"]
+        sizes = sorted({size for found in losses.values() for size in found} | set(sizes))
+        for (parameters, shape), found in losses.items():
+            blocks = "no blocks" if shape.endswith("x0") else f"{shape.replace('x', ' x ')} layers"
+            cells = [f"{found[size]:.3f}" if size in found else "-" for size in sizes]
+            lines.append([kind, f"{blocks}, {parameters:,}", *cells])
+    return markdown(["", "width, N without embeddings", *(f"{n:,} events" for n in sizes)], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "features": features_table,
     "elapsed-newyork": lambda: variants_table("New York", "elapsed", ELAPSED),
     "elapsed-git": lambda: variants_table(GIT, "elapsed", ELAPSED),
     "numeric": lambda: variants_table(f"{GIT}, files touched", "numeric", NUMBERS),
     "baskets": baskets_table,
+    "scaling-git": scaling_table,
     "forecast": forecast_table,
     "main": main_table,
     "blocks": blocks_table,
