@@ -42,7 +42,10 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument(
         "--backtest",
         action="store_true",
-        help="forecast the log's own last days instead, and tell how good that was",
+        help=(
+            "instead, forecast the log's own last days (or those after --now) and tell how good "
+            "that was"
+        ),
     )
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first events)"
@@ -93,14 +96,14 @@ def _backtest(arguments: Arguments, logs: Any, columns: dict[str, Any]) -> Any:
     from behavegpt.errors import ConfigError
     from behavegpt.horizon.backtest import backtest
 
-    for name in ("now", "top_k", "least", "out"):
+    for name in ("top_k", "least", "out"):
         if getattr(arguments, name) is not None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} cannot be combined with --backtest; remove one of "
                 "them."
             )
 
-    options = given_options(arguments, ("days", "seed"))
+    options = given_options(arguments, ("days", "now", "seed"))
     with progress("learn", 100) as advance:
         found = backtest(
             logs,

@@ -25,7 +25,8 @@ from behavegpt.data.memory_columns import Columns, memory_columns
 from behavegpt.data.times import DAY
 from behavegpt.errors import DataError
 from behavegpt.horizon.expected import Moments, happened
-from behavegpt.horizon.learn import Step, expected_of, learn, moments_at
+from behavegpt.horizon.learn import Step, expected_of, learn, moments_at, warn_of_few
+from behavegpt.ingest.asked import seconds_of
 from behavegpt.ingest.whole_log import read_whole_log
 from behavegpt.metrics.horizon import Timeline, t_map
 from behavegpt.options import ForecastOptions
@@ -62,30 +63,37 @@ def backtest(
     log: Any,
     days: int = 7,
     *,
+    now: Any = None,
     columns: Mapping[str, Any] | None = None,
     seed: int = 0,
     step: Step = lambda done, of: None,
 ) -> Backtest:
-    """Forecast the last `days` days of a log from what came before; arguments as of `forecast`.
-    Raises ConfigError and DataError."""
+    """Forecast `days` days of a log from what came before, by default its last ones; arguments as
+    of `forecast`. Raises ConfigError and DataError."""
     chosen = check_settings(ForecastOptions, {"days": days, "seed": seed}, "forecast")
     tokenizer, encoded = read_whole_log(log, columns or {}, "a forecast")
     schema, classes = tokenizer.event_schema, tokenizer.behaviors.classes
     whole = memory_columns(encoded.columns, schema.slot_minutes)
 
-    now = int(whole.time.max()) - chosen.days * DAY
-    past = whole.time <= now
+    moment = int(whole.time.max()) - chosen.days * DAY
+    if now is not None:
+        moment = seconds_of(now, schema, "now")
+    past = whole.time <= moment
     offsets = np.append(0, np.cumsum(past))[encoded.offsets]
     users = np.flatnonzero(np.diff(offsets) > 0)
-    if not len(users):
+    began = datetime.fromtimestamp(moment, UTC).isoformat()
+    if not len(users) or past.all():
+        side = "after" if past.all() else "before"
         raise DataError(
-            f"all events are in the last {chosen.days} days; take a longer log, or fewer days."
+            f"the log has no events {side} {began}, where the days begin; take a longer log, fewer "
+            "days, or another time."
         )
+    warn_of_few(whole.time, moment + chosen.days * DAY, chosen.days)
 
     # users without a past are not asked about: nothing can be known of them
     known = Columns(*(column[past] for column in whole))
     forecaster = learn(known, offsets, schema, classes, chosen.days, seed=seed, step=step)
-    moments = moments_at(whole, encoded.offsets, users, np.full(len(users), now), schema)
+    moments = moments_at(whole, encoded.offsets, users, np.full(len(users), moment), schema)
     expected, chances = expected_of(forecaster, whole, moments, chosen.days)
 
     ends = encoded.offsets[users + 1]
@@ -103,7 +111,7 @@ def backtest(
     return Backtest(
         figures,
         _calibration_error(chances[:, -1], happened(whole, expected, moments, ends)[:, -1]),
-        now,
+        moment,
         chosen.days,
         len(users),
         len(real.user),

@@ -9,8 +9,10 @@ Shapes: E events, U users, M moments, N expected events, F facts, D deltas.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ PER_USER = 8, 64  # of one user, of many users and of few: more repeat one anoth
 CHUNK = 1000  # moments whose expected events are in memory together
 WIDTH, EPOCHS, BATCH, RATE = 64, 6, 2048, 3e-3
 LEAST_STEPS = 600  # of a short log, which is seen more often
+FEW = 0.05  # of the average number of events: so few in the last days are a mistake
 EXTREME = 5.0  # standard deviations: facts beyond are cut off
 Step = Callable[[int, int], None]  # done, of
 
@@ -121,20 +124,46 @@ def learn(
     return forecaster
 
 
+def warn_of_few(time: np.ndarray, end: int, days: int) -> None:
+    """Warn where the `days` days before `end` hold hardly any of the events at `time` (E,): a log
+    that ends with a few wrong dates ends too late."""
+    early = time <= end
+    recent = int((time[early] > end - days * DAY).sum())
+    usual = early.sum() * min(days * DAY / max(int(np.ptp(time[early])), 1), 1.0)
+    if recent < FEW * usual:
+        written = datetime.fromtimestamp(end, UTC).isoformat()
+        warnings.warn(
+            f"only {recent:,} events in the {days} days before {written}, of {usual:,.0f} on "
+            "average: if the log really ends earlier, say where with --now (now=).",
+            stacklevel=3,
+        )
+
+
 def expected_of(
-    forecaster: Forecaster, columns: Columns, moments: Moments, days: int
+    forecaster: Forecaster, columns: Columns, moments: Moments, days: int, top_k: int | None = None
 ) -> tuple[Expected, np.ndarray]:
-    """The events of the next `days` days of each moment, and their probabilities (N, D)."""
+    """The events of the next `days` days of each moment, or its `top_k` most probable ones, and
+    their probabilities (N, D)."""
     found, chances = [], []
     for at in range(0, len(moments.now), CHUNK):
         part = expect(columns, forecaster.hours, moments.slice(at, at + CHUNK), days)
-        chances.append(forecaster.chances(part.facts))
-        # the facts have told what they know: a million users' would fill the memory
-        found.append((part.moment + at, part.behavior, part.days))
+        sure = forecaster.chances(part.facts)
+        # what is not asked for, and the facts, go chunk by chunk: of a million users they would
+        # fill the memory
+        kept = slice(None) if top_k is None else _likeliest(part.moment, sure, top_k)
+        chances.append(sure[kept])
+        found.append((part.moment[kept] + at, part.behavior[kept], part.days[kept]))
 
     moment, behavior, place = (np.concatenate(column) for column in zip(*found, strict=True))
     none = np.zeros((len(moment), 0), np.float32)
     return Expected(moment, behavior, place, none), np.concatenate(chances)
+
+
+def _likeliest(moment: np.ndarray, chances: np.ndarray, top_k: int) -> np.ndarray:
+    """Indices, ascending, of the `top_k` most probable events of each moment."""
+    order = np.lexsort((-chances.mean(axis=1), moment))
+    place = np.arange(len(order)) - np.searchsorted(moment[order], moment[order])
+    return np.sort(order[place < top_k])
 
 
 def _draw(

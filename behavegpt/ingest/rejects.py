@@ -3,6 +3,7 @@ many."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | 
                 columns = [column.cast(pa.string()) for column in batch.columns]
                 writer.write_batch(pa.record_batch(columns, schema=text))
 
+    # also with every row allowed: a folder without events is of no use
     if bad <= max_share * encoded.rows and encoded.kept.any():
         return
 
@@ -89,8 +91,10 @@ def _remedy(encoded: Encoded) -> str:
     }
 
     remedy = remedies.get(most, "Mend the rows")
+    # where most rows are bad it is the column that is wrong, not the rows
+    enough = math.ceil(100 * share) / 100
     return (
-        f"{remedy}, or fix the rows, or allow more with --max-reject-share."
+        f"{remedy}, or fix the rows, or leave them out with --max-reject-share {enough:.2f}."
         if share <= _MOST_BAD
         else f"{remedy}."
     )
@@ -108,6 +112,7 @@ def _example(encoded: Encoded, file: Path, reason: str) -> str:
     )
 
     shown = ", ".join(
-        f"{name} = {str(value)[:60]!r}" for name, value in zip(names, row[1:], strict=True)
+        f"{name} = {'null' if value is None else repr(str(value)[:60])}"
+        for name, value in zip(names, row[1:], strict=True)
     )
     return f"{shown} in {row[0]}"

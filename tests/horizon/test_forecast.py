@@ -166,7 +166,8 @@ def test_the_command_writes_what_python_gives(file, tmp_path, capsys):
         (["--now", "soon"], "now"),
         (["--now", "1999-01-01"], "before all events"),
         (["--now", "2024-01-03"], "Take a longer log, or fewer days"),
-        (["--backtest", "--now", "2024-02-01"], "--now cannot be combined with --backtest"),
+        (["--backtest", "--now", "2025-02-01"], "no events after 2025-02-01"),
+        (["--backtest", "--now", "1999-02-01"], "no events before 1999-02-01"),
         (["--backtest", "--least", ".1"], "--least cannot be combined with --backtest"),
         (["--event", "app", "--group", "receipt"], "baskets"),
         (["--users", "users.csv"], "--users"),
@@ -193,3 +194,15 @@ def test_users_of_a_single_event_and_unknown_columns_are_no_fault():
     assert set(rows[rows.user == "alone"].behavior) == {"news"}
     with pytest.raises(BehaveGPTError, match="moments to learn from"):
         behavegpt.forecast(alone)
+
+
+def test_a_log_that_ends_with_a_wrong_date_is_told(file):
+    log = routines()
+    wrong = log.slice(0, 1).set_column(
+        1, "timestamp", pa.array([FIRST + timedelta(days=300)], log["timestamp"].type)
+    )
+    with pytest.warns(UserWarning, match="only 1 events in the 7 days before 2024-10-27"):
+        behavegpt.forecast(pa.concat_tables([log, wrong]))
+    now = (FIRST + timedelta(days=7 * (WEEKS - 1))).isoformat()
+    found = backtest(pa.concat_tables([log, wrong]), 7, now=now)
+    assert found.events > 200 and found.figures["forecast"]["t_map_w"] > 0.8
