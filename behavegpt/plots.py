@@ -137,10 +137,13 @@ def frontier(
         if not best_of or values.mean(0)[1] > best_of[-1][1]:
             best_of.append(values.mean(0))
 
+    means = np.array([values.mean(0) for _, values in ordered])
+    reach = 0.015 * np.ptp(means, axis=0)  # nearer points would share one place for their numbers
+
     with figure(out, (9, 4.8)) as (_, (axes,)):
         axes.plot(*np.array(best_of).T, color=INK, linewidth=1, linestyle="--", zorder=1)
         for number, (name, values) in enumerate(ordered, 1):
-            x, y = values.mean(0)
+            x, y = means[number - 1]
             spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
             axes.errorbar(
                 x,
@@ -153,9 +156,9 @@ def frontier(
                 label=f"{number}  {title_of(name)}",
             )
 
-            axes.annotate(
-                str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9
-            )
+            before = int((np.abs(means[: number - 1] - (x, y)) <= reach).all(axis=1).sum())
+            place = (5 + 9 * before, 5)
+            axes.annotate(str(number), (x, y), xytext=place, textcoords="offset points", fontsize=9)
 
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
         axes.set(
