@@ -77,6 +77,7 @@ def is_sealed(folder: Path) -> bool:
 def verify(folder: Path, damage: Damage, files: Collection[str] | None = None) -> None:
     """Raise `damage.error`, naming the file, unless files (default: all) are those that `seal`
     saw."""
+    # every time: it is small, and the notes are worth nothing without it
     sums = _read_manifest(folder, damage)
     known = _read_stamps(folder)
 

@@ -33,6 +33,7 @@ MOST_LINES = 20  # mistakes of one message
 class Settings(BaseModel):
     """A frozen, validated group of settings; unknown keys and wrong types are refused."""
 
+    # frozen: a run's settings are written down once, and must stay what was written
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
@@ -41,6 +42,7 @@ class Settings(BaseModel):
 def _path_text(text: str) -> str:
     if not text.strip():
         raise ValueError("empty path; name a file or folder")
+    # `~` in a YAML file or an override, which no shell has seen
     return os.path.expanduser(text)
 
 
@@ -72,8 +74,8 @@ def find_config(name: str | Path) -> Path:
 
     # a path that exists, or can only be a path, is not looked up by name
     if path.is_file() or path.is_absolute() or ".." in path.parts:
-        # `configs/small.yaml`, as one writes it in a checkout, also works from the wheel
         return path
+    # `configs/small.yaml`, as one writes it in a checkout, also works from the wheel
     inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     shipped = SHIPPED / inside.parent / f"{inside.name.removesuffix('.yaml')}.yaml"
     return shipped if shipped.is_file() else path
@@ -110,6 +112,7 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         tree = load_yaml(text, str(path))
     except FileNotFoundError:
+        # a shipped name is the usual mistake: it is given without a path
         near = difflib.get_close_matches(path.stem, shipped(), n=1)
         meant = f" Did you mean {near[0]!r}, which comes with the package?" if near else ""
         raise ConfigError(f"{path}: no such configuration file; check the path.{meant}") from None
@@ -174,6 +177,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     """
     name, equals, text = override.partition("=")
     keys = name.split(".")
+    # as deep as a file may be nested: a thousand dots are no name
     if not equals or not all(keys) or len(keys) > MOST_DEPTH:
         raise ConfigError(
             f"{override!r} is not an override; write name=value, for example train.lr=1e-3."
@@ -186,6 +190,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree.setdefault(key, {}), dict):
             raise ConfigError(f"{override!r}: {key!r} is a single value, not a group of settings.")
         tree = tree[key]
+
     last, value = keys[-1], _value(text, name)
     if value is None and isinstance(tree.get(last), dict):
         del tree[last]
@@ -204,6 +209,7 @@ def _value(text: str, name: str) -> Any:
 def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
     """pydantic's findings, a line each: where, what is wrong, and what may be meant."""
     lines = []
+    # all of them: whoever edits a file wants to mend it once
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":
@@ -219,6 +225,7 @@ def _explain(cls: type[BaseModel], error: ValidationError, source: str) -> str:
                 f"{item['msg'].removeprefix('Value error, ')}."
             )
 
+    # a file of another program is wrong in every line
     more = len(lines) - MOST_LINES
     if more > 0:
         lines[MOST_LINES:] = [f"{source}: and {more} more."]

@@ -49,6 +49,7 @@ def table(
     sentences, to the right. On a narrow terminal sentences are folded, so that names stay whole."""
     file = file or sys.stderr
     # of each column
+    # in cells of a terminal, of which a Chinese character takes two
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     out = Table(
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
@@ -103,6 +104,7 @@ def _draws_widgets() -> bool:
 
 def _plain(label: str, total: int) -> Update:
     """Plain lines, at most one in LINE_EVERY seconds: for logs."""
+    # no line before the first ten seconds: short work needs none
     last = time.monotonic()
 
     def update(done: int, note: str) -> None:

@@ -33,6 +33,7 @@ class CountedModel(KeepsStates):
 
     def __init__(self, model: UniversalModel, log: CountedLog | None = None) -> None:
         self.model = model
+        # None: `load("universal")` before a log was counted
         self._log = log
 
     @property
@@ -101,6 +102,7 @@ class CountedModel(KeepsStates):
 
     def _check_asked(self, at: Any, location: Any) -> None:
         """Raise ConfigError unless what is told of the next event is what was counted as given."""
+        # the remedy names what was asked, so that it can be pasted
         given = list(named_given(at, location))
         remedy = f"count the log again: fit_tables(log, given={given})"
         check_asked(self.given, at, location, "this counted log", remedy)
@@ -128,6 +130,7 @@ class CountedModel(KeepsStates):
             encoded = self.encode(events)
             users, ask = encoded.users, partial(self.log.asked, encoded)
 
+        # nothing is asked about the moment: whoever is asked about is all there is to know
         if not self.given:
             return ask()
         moments, unknown = read_asked(self.tokenizer, users, at, location)

@@ -58,6 +58,7 @@ def examine(folder: Path) -> dict[str, Any]:
     facts["device"] = torch.cuda.get_device_name() if gpu else f"CPU, {os.cpu_count()} cores"
     # the window of a long model: short ones take SDPA everywhere
     facts["attention in bf16"] = choose_backend(device, half=True, window=1024)
+    # of the disk that the run would write to, which may not be that of the package
     facts["free disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB"
     facts["writable"] = _writable(folder)
 
@@ -74,6 +75,7 @@ def check_folders(root: Path) -> dict[str, Any]:
     """
     # older versions wrote no manifest of checksums, so their own files count as marks
     marks = (MANIFEST, "dataset.json", ENTRY)  # files that tell such a folder
+    # one folder may have two marks, and is checked once
     folders = sorted({path.parent for name in marks for path in root.rglob(name)})
     if not folders:
         raise DataError(
@@ -85,6 +87,7 @@ def check_folders(root: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         str(folder): "; ".join(lines) or "sound" for folder, lines in faults.items()
     }
+
     return facts | {"ok": not any(faults.values())}
 
 
@@ -118,8 +121,11 @@ def _faults(folder: Path) -> list[str]:
 def self_test(device: torch.device) -> str:
     """Train a tiny model for ten steps on one batch: the loss must fall."""
     began = time.perf_counter()
+
+    # some seeds would fall by chance, or not fall
     torch.manual_seed(0)
 
+    # no dropout: ten steps must go down without luck
     config = BehaveGPTConfig(
         embedding_size=8, num_hidden_layers=2, num_attention_heads=2, num_behaviors=5, dropout=0.0
     )
@@ -142,6 +148,7 @@ def self_test(device: torch.device) -> str:
         optimizer.zero_grad()
         losses.append(loss.item())
 
+    # not by how much: that depends on the kernel that is tested
     fell = losses[-1] < losses[0]
     word = "ok" if fell else "FAILED"
     return (
@@ -155,6 +162,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
     predictor = load(folder, device="cpu")
     config, tokenizer = predictor.model.config, predictor.tokenizer
+
     counts = count_parameters(predictor.model)
 
     facts: dict[str, Any] = {
@@ -186,6 +194,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
     run = folder.parent / "run.json"
     if run.is_file():
+        # absent for a model that was copied out of its run
         facts["trained on"] = json.loads(run.read_text(encoding="utf-8"))["data"]["path"]
     return facts
 

@@ -57,6 +57,7 @@ def violation(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
 
 
+# what people can do about it, by the system's number
 _DISK = {
     errno.ENOSPC: "the disk is full; make room there, or write to another one",
     errno.EDQUOT: "your share of the disk is used up; make room there, or write to another one",
@@ -150,6 +151,7 @@ def environment_fault(error: BaseException) -> str | None:
 def disk_fault(error: BaseException) -> int | None:
     """The system's error number when a disk cannot take more, also in the words of a library's own
     error."""
+    # also in the words of a library: safetensors and DuckDB raise errors of their own
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _DISK else None
     return next((code for code in _DISK if os.strerror(code) in str(error)), None)

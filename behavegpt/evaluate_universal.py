@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.nn import functional as F
 
 from behavegpt.console import progress
@@ -13,8 +14,7 @@ from behavegpt.data.baskets import refuse_baskets
 from behavegpt.data.given import check_schema, describe
 from behavegpt.data.pack import target_rows
 from behavegpt.data.store import SPLITS, EventStore
-from behavegpt.errors import DataError
-from behavegpt.evaluation import score_baselines, uncertainty
+from behavegpt.evaluation import refuse_no_targets, score_baselines, uncertainty
 from behavegpt.evaluation_groups import group_figures
 from behavegpt.evaluation_summary import summary
 from behavegpt.io import write_json
@@ -22,7 +22,7 @@ from behavegpt.metrics.bootstrap import TargetRanks
 from behavegpt.metrics.prediction import PredictionMetrics
 from behavegpt.shipped import UNIVERSAL
 from behavegpt.universal.model import UniversalModel
-from behavegpt.universal.reader import store_reader
+from behavegpt.universal.reader import MemoryReader, store_reader
 
 
 def evaluate_universal(
@@ -42,38 +42,42 @@ def evaluate_universal(
     log without places, DataError when the split is empty.
     """
     refuse_baskets(store.schema, "the universal model")
+    refuse_no_targets(store, split)
     rows = target_rows(store, SPLITS[split])
-    if not len(rows):
-        raise DataError(
-            f"{store.path}: the {split} split contains no event to predict; prepare it "
-            "with another --split."
-        )
-
     check_schema(given, store.schema)
+    # as a log that is asked about: only the training split is counted
     reader = store_reader(store, given=given)
 
-    metrics, loss = PredictionMetrics(store.behaviors.classes), 0.0  # nats, summed
-    ranks = {UNIVERSAL: TargetRanks(rows)}
-    with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
-        # a target is asked for at the event before it
-        for position, logits in model.score(reader, rows - 1):
-            target = reader.target(position)
-            metrics.update(logits, target)
-            ranks[UNIVERSAL].update(logits, target, position + 1)
-            loss += F.cross_entropy(logits, target, reduction="sum").item()
-            show(metrics.rows, "")
+    metrics, ours, cross_entropy = _score(model, reader, rows, store.behaviors.classes)
 
-    scored = {UNIVERSAL: metrics}
+    # the first one is the one that the remarks are about
+    scored, ranks = {UNIVERSAL: metrics}, {UNIVERSAL: ours}
     if baselines:
         for name, counted, counted_ranks in score_baselines(store, split, given):
             scored[name], ranks[name] = counted, counted_ranks
 
     result = summary(scored, store, split, _protocol(store, split, given))
-    result["models"][UNIVERSAL]["cross_entropy"] = loss / len(rows)
+    result["models"][UNIVERSAL]["cross_entropy"] = cross_entropy
     result["uncertainty"] = uncertainty(store, ranks, UNIVERSAL)
     result["groups"] = group_figures(store, ranks)
     write_json(out, result)
     return result
+
+
+def _score(
+    model: UniversalModel, reader: MemoryReader, rows: np.ndarray, classes: int
+) -> tuple[PredictionMetrics, TargetRanks, float]:
+    """Metrics, ranks and mean cross-entropy (nats) of the targets at `rows` (n,)."""
+    metrics, ranks, nats = PredictionMetrics(classes), TargetRanks(rows), 0.0
+    with progress(f"evaluate {UNIVERSAL}", len(rows)) as show:
+        # a target is asked for at the event before it
+        for position, logits in model.score(reader, rows - 1):
+            target = reader.target(position)
+            metrics.update(logits, target)
+            ranks.update(logits, target, position + 1)
+            nats += F.cross_entropy(logits, target, reduction="sum").item()
+            show(metrics.rows, "")
+    return metrics, ranks, nats / len(rows)
 
 
 def _protocol(store: EventStore, split: str, given: tuple[str, ...]) -> dict[str, Any]:

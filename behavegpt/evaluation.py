@@ -63,9 +63,7 @@ def compare(
 
     # the model's ids, whatever vocabulary the folder was prepared with
     store = fit_store(store, predictor.tokenizer)
-    if not len(target_rows(store, SPLITS[split])):
-        raise DataError(_nothing_to_predict(store, split))
-
+    refuse_no_targets(store, split)
     ours = _score(predictor, store, split, shift, share)
 
     # counting is fast, and the same on every rank: rank 0 does it alone
@@ -85,6 +83,7 @@ def compare(
         result["groups"] = group_figures(store, ranks)
         for text in result["remarks"]:
             say(f"note: {text}")
+        # by the model's own ranks: examples are those that it got right or wrong
         shown = collect_examples(predictor, store, ranks["behavegpt"], shift)
         write_json(out, result)
         write_details(out.parent, store, scored, shown)
@@ -110,6 +109,7 @@ def _score(
         advance = _cumulative(show)
 
         def take_up(part: ScoredBatch) -> None:
+            # of each batch while its logits are there: all of them together would not fit
             calibration.update(part.logits, part.target)
             ranks.update(part.logits, part.target, part.row)
             advance(len(part.target))
@@ -137,13 +137,16 @@ def uncertainty(store: EventStore, ranks: dict[str, TargetRanks], ours: str) -> 
     )
 
 
-def _nothing_to_predict(store: EventStore, split: str) -> str:
-    """Why a split has no targets, and what to do."""
+def refuse_no_targets(store: EventStore, split: str) -> None:
+    """Raise DataError where a split has no event to predict, and say why."""
+    if len(target_rows(store, SPLITS[split])):
+        return
+
     unseen = count_unseen(store, SPLITS[split])
     why = f": the behaviors of its {unseen:,} targets do not occur in training" if unseen else ""
-    return (
-        f"{store.path}: the {split} split holds no event to predict{why}; prepare with another "
-        "--split."
+    raise DataError(
+        f"{store.path}: the {split} split contains no event to predict{why}; prepare it with "
+        "another --split."
     )
 
 
@@ -209,6 +212,7 @@ def _protocol(
         **({"unit": "basket"} if store.baskets else {}),
         "max_length": config.max_length,
         "classes": store.behaviors.classes,
+        # figures under different rules must not be compared unseen
         "prior_correction": rule.prior_correction,
         "thresholds": None if thresholds is None else thresholds.facts,
         "content_hash": store.manifest.content_hash,
@@ -219,6 +223,7 @@ def _context(predictor: Predictor) -> str:
     """What a model reads of a user, in words."""
     config = predictor.model.config
     unit = "basket" if config.baskets else "event"
+    # windows overlap by half, so a target sees at least half a window of its user
     window = f"the last {config.max_length // 2} to {config.max_length} {unit}s"
     if not config.memory:
         return window

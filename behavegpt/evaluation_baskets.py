@@ -12,6 +12,7 @@ from behavegpt.data.vocabulary import FIRST
 from behavegpt.metrics.baskets import basket_figures
 from behavegpt.metrics.bootstrap import TargetRanks
 
+# figures of a screen's width; metrics.json has all
 SHOWN = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "hit@1", "hit@5", "macro_recall@5")
 
 
@@ -24,6 +25,7 @@ def add_basket_figures(
         return
     for name, of_model in ranks.items():
         rows = of_model.rows
+        # of the targets alone: a basket without a known behavior is not asked for
         basket = store.baskets.number_of(rows)
         target = store.column("behavior")[rows].astype(np.int64) - FIRST
         result["models"][name]["basket"] = basket_figures(of_model.ranks, basket, target)
@@ -43,5 +45,6 @@ def basket_table(
         return None
     ordered = sorted(figures.items(), key=lambda item: -item[1]["ndcg@10"])
     rows = [[name, *(f"{shown[figure]:.4f}" for figure in SHOWN)] for name, shown in ordered]
+    # the same for all: they were scored on the same rows
     number = next(iter(figures.values()))["baskets"]
     return ("model", *SHOWN), rows, f"{number:,} baskets, what is in them"

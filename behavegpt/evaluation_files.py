@@ -42,6 +42,7 @@ def _write_per_behavior(
     path: Path, store: EventStore, scored: dict[str, PredictionMetrics]
 ) -> None:
     columns = ("support", "predicted", "recall", "precision", "f1")
+    # written in one piece: a reader never sees half a file
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["model", "behavior", "train_count", *columns])
@@ -57,6 +58,7 @@ def _write_per_behavior(
 
 def _confusion(metrics: PredictionMetrics, labels: list[str]) -> dict[str, Any]:
     """The table of the most frequent behaviors, the rest as one, and what each is taken for."""
+    # a thousand behaviors are no table that anybody reads
     top, table = metrics.confusion(TOP_BEHAVIORS)
     names = [labels[k] for k in top] + ["other"] * (len(table) - len(top))
     return {

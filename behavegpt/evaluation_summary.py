@@ -46,6 +46,7 @@ def _figures(metrics: PredictionMetrics, store: EventStore, unseen: int) -> dict
 def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[str]:
     """What a reader of the figures must know of their targets: labels left out, and what needs no
     model."""
+    # of the targets, not of training: what is told is about these figures
     support = metrics.support.numpy()  # (K,) targets of each class
     rows, most = int(support.sum()), int(support.argmax())
     label, share = labels_of(store)[most], support[most] / support.sum()
@@ -58,6 +59,7 @@ def remarks(metrics: PredictionMetrics, store: EventStore, unseen: int) -> list[
             "figures 'with unseen'."
         )
 
+    # exactly: with any other target a model could be told from the constant
     if share == 1:
         notes.append(
             f"all {rows:,} targets are {label!r}: a constant predictor is enough, and no figure "
@@ -97,6 +99,7 @@ def metrics_table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[list[st
         return [title, *shown]
 
     rows: list[list[str]] = []
+
     for model, figures in sorted(result["models"].items(), key=lambda item: -item[1]["rec_w"]):
         rows.append(line(model, figures))
         if unseen:

@@ -133,6 +133,7 @@ def explain(
 ) -> Explanations:
     """Why each history (U,) is predicted to go on as it is; `asked`: what is given of what
     follows."""
+    # + 1: what no expert adds, so that the columns sum to the whole
     users, width = len(encoded.users), 0 if source.mixer is None else len(EXPERTS) + 1
     classes = np.zeros(users, np.int64)
     probabilities = np.zeros(users, np.float32)
@@ -151,6 +152,7 @@ def explain(
                 gates = _gates(mixer, calls.pop())
                 contributions[piece] = _contributions(gates, logits, chosen, source.shares).numpy()
 
+    # a behavior that was ruled out has probability 0
     log_p = np.log(np.maximum(probabilities, FLOOR))
     effects = log_p[:, None] - _without_each(source, encoded, why, asked, classes)
     last_name = "rest" if mixer is None or mixer.network is None else "network"
@@ -182,6 +184,7 @@ def _listening(mixer: Mixer | None) -> Iterator[list[Any]]:
         if threading.get_ident() == here:  # a service predicts in another thread meanwhile
             calls.append(given)
 
+    # a hook: the forward pass need not return what only explanations look at
     hook = None if mixer is None else mixer.register_forward_pre_hook(heard)
     try:
         yield calls
@@ -203,6 +206,7 @@ def _gates(mixer: Mixer, given: Any) -> Gates:
     """Of what the mixer was called with, on the CPU."""
     memory, log_prior, state = (*given, None)[:3]
     situation: torch.Tensor = mixer.situation(memory, len(log_prior), state)
+    # as the mixer computes it, from the same input
     gate: torch.Tensor = mixer.weight + mixer.gate(situation)
     of_cpu = {name: values.cpu() for name, values in memory._asdict().items()}
     return Gates(gate.float().cpu(), Memory(**of_cpu), log_prior.cpu())
@@ -214,6 +218,7 @@ def _contributions(
     """(n, J + 1) what each expert but the mixture, and the rest, add to the classes chosen (n,), of
     logits (n, K)."""
     memory, rows = gates.memory, torch.arange(len(chosen))
+
     # how the model weighs the other classes, (n, K)
     others = logits.clone()
     others[rows, chosen] = -torch.inf
@@ -287,6 +292,7 @@ def _strongest(names: np.ndarray, values: np.ndarray) -> list[list[tuple[str, fl
     if not values.shape[1]:
         return [[] for _ in values]
     filled = np.nan_to_num(values, nan=-np.inf)
+    # stable: equal values keep the order of the experts, and of time
     order = np.argsort(-filled, axis=1, kind="stable")[:, :SHOWN]  # (U, SHOWN)
     named = np.take_along_axis(np.broadcast_to(names, values.shape), order, 1)
     strong = np.take_along_axis(filled, order, 1)

@@ -25,6 +25,7 @@ AUTO_MAP = {
     "AutoModel": "body.BehaveGPTModel",
     "AutoModelForTokenClassification": "behavegpt.BehaveGPTForBehaviorPrediction",
 }
+# how the modules of that folder import one another, and nothing else
 OURS = re.compile(r"^(\s*)from behavegpt\.model\.(\w+) import", re.MULTILINE)
 
 
@@ -48,6 +49,7 @@ def export_code(predictor: Predictor, out: Path, overwrite: bool = False) -> dic
         for name, text in sources.items():
             (folder / name).write_text(text, encoding="utf-8")
 
+        # which class of which file each Auto class makes
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", config | {"auto_map": AUTO_MAP})
         if predictor.thresholds:
@@ -61,6 +63,7 @@ def _sources() -> dict[str, str]:
     """The files that the classes of AUTO_MAP need, by name, with relative imports."""
     found: dict[str, str] = {}
     pending = {place.partition(".")[0] for place in AUTO_MAP.values()}
+    # from the three classes on: what nobody imports is not copied
     while pending:
         name = pending.pop()
         text = Path(package).with_name(f"{name}.py").read_text(encoding="utf-8")

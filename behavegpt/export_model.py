@@ -67,7 +67,10 @@ def export_model(
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: already exists; choose another folder, or pass --overwrite.")
 
+    # the graph is traced on a CPU, and the caller's model goes back to where it was
     device = model.device
+
+    # the window and the last event inside of the graph: callers need not know either
     network = LastEvent(nn.Module.to(model, "cpu")).eval()
     try:
         with scratch(out) as folder:
@@ -76,6 +79,7 @@ def export_model(
                 run = _WRITERS[kind](program, network, folder / FILES[kind])
 
             facts = _facts(predictor, network, kind)
+            # before the folder gets its name: a graph that differs leaves nothing behind
             facts["largest_difference"] = _compare(network, run)
 
             # what a reader of the graph needs beside it: labels, decision rule, counts
@@ -103,6 +107,7 @@ def _traced(network: LastEvent) -> torch.export.ExportedProgram:
         axes = enumerate(axes_of(name))
         sizes.append({index: free[axis] for index, axis in axes if axis in free})
 
+    # no size of 1, which torch would take for a constant
     inputs = sample_inputs(network.model.config, 3, 7)
     with torch.no_grad():
         return torch.export.export(network, inputs, dynamic_shapes=(tuple(sizes),), strict=False)
@@ -132,7 +137,9 @@ def _write_onnx(
         raise MissingExtraError("onnxscript", "onnx") from None
 
     names = list(network.inputs)
+    # what the file will hold: biases and embeddings too
     size = sum(p.numel() * p.element_size() for p in network.parameters())
+    # dynamo: the exporter that takes a torch.export program, with its free sizes
     torch.onnx.export(
         program,
         f=path,
@@ -167,10 +174,12 @@ def _compare(network: LastEvent, run: Run | None) -> float | None:
     one."""
     if run is None:
         return None
+
     worst = 0.0
     longest = network.model.config.max_length
     # one event, the window, part of it, and more than it holds
     for rows, length in ((1, 1), (2, longest), (5, max(1, longest // 2)), (2, longest + 7)):
+        # another seed than the traced sample's: a constant that was baked in would show
         ids = sample_inputs(network.model.config, rows, length, seed=1)
         for got, expected in zip(run(ids), network(*ids), strict=True):
             difference = float((got - expected).abs().max())

@@ -43,6 +43,7 @@ def add_behaviors(model: str | Path, labels: Collection[object], out: Path) -> d
     no model folder.
     """
     folder = model_folder(model)
+    # the vocabulary as it was trained, with retired behaviors
     trained, old = open_model(folder)
     if trained.config.model_type != BehaveGPTConfig.model_type:
         raise ConfigError(
@@ -53,6 +54,7 @@ def add_behaviors(model: str | Path, labels: Collection[object], out: Path) -> d
     new, back = _sorted(labels, old, trained)
     tokenizer = _grown(old, new)
     extended = _extended(trained, old, tokenizer) if new else trained
+    # a retired behavior has kept its row and its counts: taking it off the list is all
     kept = [number for number in trained.config.retired or () if number not in back]
     extended.config.retired = kept or None
 
@@ -74,6 +76,7 @@ def _sorted(
 ) -> tuple[list[str], set[int]]:
     """Labels that are new, and classes that were retired. Raises ConfigError for others."""
     texts = list(dict.fromkeys(as_labels(labels, old)))
+    # through the vocabulary: a label that it maps to unknown is one that it does not hold
     ids = old.behaviors.encode(texts)
     retired = set(trained.config.retired or ())
     new, back = [], set()
@@ -101,7 +104,7 @@ def _extended(
     base: BehaveGPTForBehaviorPrediction, old: EventTokenizer, tokenizer: EventTokenizer
 ) -> BehaveGPTForBehaviorPrediction:
     """The model for more behaviors: what is known row by row, the rest as of a new model."""
-    # the same labels give the same rows
+    # rows of new labels are drawn: the same labels give the same ones
     torch.manual_seed(0)
     config = target_config(base.config, tokenizer, None, base.config.user_features or ())
     model = BehaveGPTForBehaviorPrediction(config)
@@ -109,6 +112,7 @@ def _extended(
     model.set_prior(counts)
 
     weights = base.state_dict()
+    # the same table of parts as fine-tuning has: one rule for what is copied
     row = cells("new_behavior", AdaptSettings(), grow=True)
     apply_transfer(plan_transfer(row, weights, old, tokenizer, model), weights, model)
     if base.counts is not None:

@@ -73,12 +73,14 @@ class Choice:
         if not bool(self.allowed.all()):
             probability[:, ~self.allowed] = TAKEN_OUT
         if self.seen is not None:
+            # of these users alone, whose behaviors stand anywhere in the flat array
             lengths = np.diff(self.seen.offsets)[users]
             classes = self.seen.classes[ranges(self.seen.offsets[users], lengths)]
             rows, known = owners(lengths), classes >= 0
             probability[rows[known], classes[known]] = TAKEN_OUT
 
         if self.groups is None:
+            # without groups no sort of all K
             found = probability.topk(len(self.columns[0]))
             return found.values, found.indices
 
@@ -161,6 +163,7 @@ def without_seen(
 def classes_of(labels: Collection[object], tokenizer: EventTokenizer, option: str) -> torch.Tensor:
     """Classes (n,) int64 of behaviors by label. Raises ConfigError with near misses for labels that
     are none."""
+
     texts = as_labels(labels, tokenizer)
     ids = tokenizer.behaviors.encode(texts)
     strange = [text for text, id_ in zip(texts, ids.tolist(), strict=True) if id_ == UNKNOWN]
@@ -179,6 +182,7 @@ def near_labels(label: str, tokenizer: EventTokenizer) -> str:
     near = difflib.get_close_matches(label, known, n=3)
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"
+    # nothing is near: what labels look like helps as well
     dots = ", …" if len(known) > 5 else ""
     return f"The most frequent ones are {', '.join(map(repr, known[:5]))}{dots}."
 
@@ -215,6 +219,7 @@ def _groups(mapping: Mapping[Label, Label], tokenizer: EventTokenizer) -> Groups
 
 def _seen_of_states(states: Sequence[UserState]) -> Seen:
     """What the counts of states hold."""
+    # the empty array makes the first offset 0
     classes = [np.zeros(0, np.int64)]
     for state in states:
         if state.past is None:

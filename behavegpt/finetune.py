@@ -95,6 +95,7 @@ def finetune(
     with open_run(settings, "finetune", resume=resume) as run:
         adapted = adapt_model(settings, store)
         loss = build_loss(settings.loss, torch.tensor(target_counts(adapted.store)))
+        # before the trainer: a checkpoint that the run goes on from comes over it
         adapted.inherit(loss)
 
         trainer = Trainer(
@@ -142,27 +143,27 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     """The base's parts in a model for the data of `store` (default: settings.data), as
     settings.mode says."""
     store = store or open_store(settings.data.path)
+    # mistakes first: nothing is built for data that the base cannot read
     base, old = _open_base(settings.base_folder)
     check_schema(base.config.given or (), store.schema)
     check_baskets(base.config.baskets, store.schema)
 
-    # the vocabulary: the base's with new labels appended, or one of the data alone
-    options = settings.adapt
-    new_labels = settings.mode == "new_behavior"
-    grow = options.vocabulary == "grow" or (options.vocabulary == "auto" and new_labels)
+    options, grow = settings.adapt, _grows(settings)
     row = cells(settings.mode, options, grow)
     new, encoded = target_tokenizer(old, store, options, grow)
-    if new_labels:
+    if settings.mode == "new_behavior":
         refuse_nothing_new(old, new)
     remarks = schema_remarks(base.config, old, store)
 
     model = _fresh_model(base.config, new, encoded, options.dropout)
+
     weights = base.state_dict()
     plan = plan_transfer(row, weights, old, new, model, options.same_labels)
     if options.scale == "base":
         match_scale(plan, weights, model)
     apply_transfer(plan, weights, model)
 
+    # before LoRA and the frozen rows change what the model is made of
     counts, parameters = count_transfer(plan, model), count_parameters(model)
     finish: Finish
     if settings.mode == "lora":
@@ -189,8 +190,15 @@ def adapt_model(settings: FinetuneSettings, store: EventStore | None = None) -> 
     )
 
 
+def _grows(settings: FinetuneSettings) -> bool:
+    """Whether the vocabulary is the base's with new labels appended, not one of the data alone."""
+    vocabulary = settings.adapt.vocabulary
+    return vocabulary == "grow" or (vocabulary == "auto" and settings.mode == "new_behavior")
+
+
 def _origin(settings: FinetuneSettings) -> dict[str, Any]:
     """What else must be the same for a run to go on: the base by its weights, mode and options."""
+    # by their hash, not their path: the base may have moved, and must not have changed
     from behavegpt.adapt.peft import weights_hash
 
     return {

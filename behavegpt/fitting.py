@@ -85,8 +85,14 @@ class FittedPredictor(Predictor):
 
     def __init__(self, predictor: Predictor, run: Path, data: Path) -> None:
         """`run`: the folder with model, journal and report; `data`: the prepared folder."""
+        # all that `load` found beside the model: a run in the cache may have learned times since
         super().__init__(
-            predictor.model, predictor.tokenizer, predictor.links, predictor.thresholds
+            predictor.model,
+            predictor.tokenizer,
+            predictor.links,
+            predictor.thresholds,
+            predictor._known,
+            predictor.timing,
         )
         self.run, self.data = run, data
 
@@ -106,6 +112,7 @@ class FittedPredictor(Predictor):
 
         # one evaluation at a time writes the files of a run
         with lock(path):
+            # this predictor, not the folder's: thresholds learned in this session count
             result = compare(self, self.store, path, split=split, baselines=baselines, **decision)
 
         return Evaluation(
@@ -178,17 +185,12 @@ def fit(
     the same data and settings are not trained twice, and an interrupted run is resumed. Raises
     ConfigError and DataError.
     """
+    # one flat list of names for people, who need not know which step reads which
     chosen = _by_owner(settings)
     # mistakes before the work, with paths that stand for those not known yet
     read_settings(PretrainSettings, config, [*chosen.training, "data.path=.", "out=."])
     if out is not None:
-        run = local_path(out)
-        check_output(run, "into")
-        if (run / "run.json").exists():
-            raise ConfigError(
-                f"{run} already contains a run; open it with behavegpt.load, or choose "
-                "another `out`."
-            )
+        run = _new_run(out)
         store = _prepare(data, chosen, run / "data")
     else:
         store = _prepare_in_cache(data, chosen)
@@ -202,9 +204,21 @@ def fit(
     say(f"model: {run / 'model'}")
 
     fitted = FittedPredictor(_opened(run, chosen), run, store.path)
+    # a run of the cache was evaluated by the call that trained it
     if evaluate and not (run / "eval" / "metrics.json").exists():
         fitted.evaluate()
     return fitted
+
+
+def _new_run(out: str | Path) -> Path:
+    """The folder of a new run. Raises ConfigError where there is one already."""
+    run = local_path(out)
+    check_output(run, "into")
+    if (run / "run.json").exists():
+        raise ConfigError(
+            f"{run} already contains a run; open it with behavegpt.load, or choose another `out`."
+        )
+    return run
 
 
 def _opened(run: Path, chosen: _Settings) -> Predictor:
@@ -262,6 +276,7 @@ def _prepare_in_cache(data: EventData, chosen: _Settings) -> EventStore:
     with workspace(cache / "fit") as work:
         store = _prepare(data, chosen, work / "data")
         # under a lock: another process may have prepared the same events meanwhile
+        # the name only shows when all events were read, so the work is beside it
         final = cache / store.manifest.content_hash
         with lock(final):
             if not final.exists():

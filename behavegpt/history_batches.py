@@ -6,7 +6,8 @@ Shape letters: U users, T events of all of them, B rows, R positions, K behavior
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -64,28 +65,19 @@ def history_batches(
     """
     config = model.config
     row_length = row_length_for(config.max_length)
-    begin, end = histories.begin, histories.end
     baskets = _baskets(histories) if config.baskets else None
+    plan, user_of = _plan(histories, baskets, config.max_length, row_length)
+    collate: Callable[..., PackedBatch] = partial(collate_inputs, histories.columns)
     if baskets is not None:
-        # a basket is a position; the ends of histories are ends of baskets
-        begin, end = (np.searchsorted(baskets.begin, edge) for edge in (begin, end))
-    length = np.minimum(end - begin, config.max_length)
-    # what follows the last event is all that is asked for
-    plan = pack_rows(Windows(end - length, length, length - 1), row_length)
-    user_of = np.searchsorted(end, plan.windows.start, side="right")  # of each window
+        collate = partial(collate_basket_inputs, histories.columns, baskets)
 
     time_field = ("time",) if with_time else ()
+    # a model may read the time itself: a column is collated once
     fields = tuple(dict.fromkeys((*config.columns, *time_field)))
     most_positions = POSITIONS_PER_BATCH.get(model.device.type, POSITIONS_PER_BATCH["cpu"])
     most_users = CELLS_PER_BATCH // max(1, cells_per_user)
     for first, stop in _pieces(plan, most_positions // row_length, most_users):
-        rows = np.arange(first, stop)
-        if baskets is None:
-            batch = collate_inputs(histories.columns, plan, rows, row_length, fields)
-        else:
-            batch = collate_basket_inputs(
-                histories.columns, baskets, plan, rows, row_length, fields
-            )
+        batch = collate(plan, np.arange(first, stop), row_length, fields)
         held = slice(plan.pointer[first], plan.pointer[stop])  # windows of these rows
         users = user_of[held]
         if memory is not None:
@@ -101,10 +93,30 @@ def history_batches(
         if "time" not in config.columns:
             batch.inputs.pop("time_ids", None)  # the model would refuse it
 
-        # a history's last event is where another document follows, (B, R)
-        following = torch.nn.functional.pad(batch.document[:, 1:], (0, 1), value=PADDING - 1)
-        last = (batch.document != following) & (batch.document != PADDING)
-        yield HistoryBatch(users, batch, last, time)
+        yield HistoryBatch(users, batch, _last_events(batch.document), time)
+
+
+def _plan(
+    histories: Histories, baskets: Baskets | None, window: int, row_length: int
+) -> tuple[RowPlan, np.ndarray]:
+    """Rows of the newest windows of histories (U,), and whose each window is, (U,)."""
+    begin, end = histories.begin, histories.end
+    if baskets is not None:
+        # a basket is a position; the ends of histories are ends of baskets
+        begin, end = (np.searchsorted(baskets.begin, edge) for edge in (begin, end))
+
+    length = np.minimum(end - begin, window)
+    # what follows the last event is all that is asked for
+    plan = pack_rows(Windows(end - length, length, length - 1), row_length)
+    # packing lays the windows in the order of the rows
+    return plan, np.searchsorted(end, plan.windows.start, side="right")
+
+
+def _last_events(document: torch.Tensor) -> torch.Tensor:
+    """Where histories end in rows (B, R) of documents, (B, R) bool."""
+    # another document follows; behind the row's end a number that is none, not even padding's
+    following = torch.nn.functional.pad(document[:, 1:], (0, 1), value=PADDING - 1)
+    return (document != following) & (document != PADDING)
 
 
 def _baskets(histories: Histories) -> Baskets:

@@ -48,6 +48,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, error: type[BehaveGPTError], remedy: str) -> dict[str, Any]:
     """Read a JSON mapping; raises `error` naming the file."""
     try:
+        # bytes: json finds UTF-8, UTF-16 and UTF-32 by itself
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path}: not JSON ({cause}); {remedy}.") from None
@@ -59,6 +60,7 @@ def read_json(path: Path, error: type[BehaveGPTError], remedy: str) -> dict[str,
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` in one rename, or vanishes on any error."""
+    # where a link leads: the link itself stays one
     path = target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, path.name)

@@ -23,6 +23,7 @@ def load(
 ) -> Predictor | UniversalPredictor:
     """Open a model folder (see trained_folder.py), or a shipped model by its name, `universal`
     or `demo`."""
+    # first: it needs neither torch's network nor transformers, which take seconds to import
     if is_universal(folder):
         return load_zero_shot(folder)
     from behavegpt.trained_folder import load as load_trained  # takes seconds to import
@@ -36,6 +37,7 @@ def load_zero_shot(name: str | Path = UNIVERSAL) -> UniversalPredictor:
     A folder that `UniversalPredictor.save` wrote has counted one. Raises CheckpointError.
     """
     path = Path(name)
+    # the name of the shipped weights, unless a folder is called so
     if not path.is_dir():
         return UniversalPredictor(load_universal())
     model = load_universal(path)

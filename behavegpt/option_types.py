@@ -20,6 +20,7 @@ from pydantic import (
 
 from behavegpt.config import closest
 
+# ASCII: other scripts' digits would be read as numbers too
 UNTIL = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(minute|min|hour|h|day|d|week|w)s?\s*", re.ASCII)
 SECONDS = {
     "minute": 60,
@@ -83,6 +84,7 @@ def _labels(labels: Any) -> Any:
         or not hasattr(labels, "__iter__")
     ):
         raise ValueError('write a list of labels, for example ["news"]')
+    # pydantic's strict types know no numpy
     return tuple(label.item() if hasattr(label, "item") else label for label in labels)
 
 
@@ -107,6 +109,7 @@ def span_seconds(text: str) -> int:
         raise ValueError("write a time span like '2 days', '36 hours', '90 min' or '1 week'")
 
     seconds = float(match[1]) * SECONDS[match[2]]
+    # below a second nothing happens: times are whole seconds
     if not 1 <= seconds <= LONGEST_SPAN:
         raise ValueError("write a time span of at least a second and at most 100 years")
     return round(seconds)

@@ -22,6 +22,8 @@ from behavegpt.option_types import (
 )
 
 
+# Each command's numbers have a class of their own, so that a mistake is told by one validator, with
+# the same words from Python, the command line and over HTTP.
 class PrepareOptions(Settings):
     """Numbers of a preparation."""
 
@@ -32,6 +34,7 @@ class PrepareOptions(Settings):
     max_vocabulary: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="maximum number of labels per column"
     )
+    # a few bad rows are normal; more mean that a column was misunderstood
     max_reject_share: Annotated[Real, Field(ge=0, le=1)] = Field(
         0.01, description="stop if a larger share of the rows is bad"
     )
@@ -46,6 +49,8 @@ class FitOptions(Settings):
     min_events: Annotated[Real, Field(ge=0)] = Field(
         0, description="leave out runs with fewer training events"
     )
+    # as Hoffmann et al. (2022) fit theirs: errors beyond it count linearly, so that one diverged
+    # run moves little
     delta: Annotated[Real, Field(gt=0)] = Field(
         1e-3, description="delta of the Huber loss on log residuals"
     )
@@ -74,6 +79,7 @@ class SynthesizeOptions(Settings):
     """Numbers of a synthetic log."""
 
     events: Annotated[Whole, Field(ge=1)] = Field(description="about how many")
+    # the same mean length, whatever the number of events
     users: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="one for 30 events without"
     )
@@ -97,6 +103,7 @@ class DecisionOptions(Settings):
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         """One of the two rules, not both."""
+        # both shift the logits for rare behaviors: together they would shift them twice
         if self.thresholds and self.prior_correction:
             raise ValueError(
                 "thresholds and prior_correction cannot be combined; remove one of them"
@@ -123,6 +130,7 @@ class FilterOptions(Settings):
     )
 
 
+# inherited and not nested: a request's JSON has all options side by side
 class PredictOptions(DecisionOptions, FilterOptions):
     """Of the most probable next behaviors."""
 
@@ -138,6 +146,19 @@ class WhenOptions(Settings):
     top_k: Annotated[Whole, Field(ge=1)] = Field(
         5, description="behaviors for each user, the most probable first"
     )
+
+
+class ForecastOptions(Settings):
+    """Of what users do in the days to come."""
+
+    days: Annotated[Whole, Field(ge=1, le=28)] = Field(7, description="how far the forecast goes")
+    top_k: Annotated[Whole, Field(ge=1)] = Field(
+        10, description="events for each user, the most probable ones"
+    )
+    least: Annotated[Real, Field(ge=0, le=1)] = Field(
+        0.0, description="leave out events that are less probable within a day of their time"
+    )
+    seed: Annotated[Whole, Field(ge=0)] = Field(0, description="of the moments that are learned")
 
 
 class ExplainOptions(PredictOptions):
@@ -157,6 +178,7 @@ class EmbedOptions(Settings):
 class DrawOptions(Settings):
     """Of futures, as far as a request over HTTP may choose them."""
 
+    # bounds that only a mistake exceeds; what a service allows is in its own settings
     steps: Annotated[Whole, Field(ge=1, le=100_000)] = Field(
         50, description="events per user; with `until`, at most"
     )
@@ -164,9 +186,11 @@ class DrawOptions(Settings):
     temperature: Temperature = Field(
         1.0, description="sampling temperature of behaviors, events and places; 0 is greedy"
     )
+    # above 0: the set would be empty
     top_p: Annotated[Real, Field(ge=1e-6, le=1)] = Field(
         1.0, description="nucleus sampling: the smallest set with this probability"
     )
+    # bounded: the text goes into results and messages
     until: Annotated[str, Field(max_length=40)] | None = Field(
         None, description="stop this long after each user's last event, for example 2 days"
     )
@@ -176,6 +200,7 @@ class DrawOptions(Settings):
     place: Policy = Field(
         "auto", description="source of places; auto: the location head, else observed"
     )
+    # a default instead of a random one: two calls that are written the same give the same
     seed: Seed = Field(0, description="same seed, same futures")
 
     # refused where it is set, not after an hour of drawing

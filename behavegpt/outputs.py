@@ -21,12 +21,14 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
 
     `kind`: a file; a folder into which files are written; or a folder that is replaced whole.
     """
+    # by the name: a table is written in the format that its ending names
     if endings and path.suffix not in endings:
         raise ConfigError(
             f"{path}: unknown format {path.suffix!r}; use a name that ends in {', '.join(endings)}."
         )
 
     check_unicode(path)
+    # written through, it would make a file where nobody looks for one
     if path.is_symlink() and not path.exists():
         raise ConfigError(f"{path}: a broken link to {os.readlink(path)}; remove or repair it.")
 
@@ -53,6 +55,7 @@ def check_output(path: Path, kind: OutputKind, endings: Collection[str] = ()) ->
 
 def _check_kind(path: Path, place: Path, kind: OutputKind) -> None:
     """Raise ConfigError where something of another kind stands at `place`, which `path` means."""
+    # what is not there may become anything
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = place.stat().st_mode
         if kind == "file" and not stat.S_ISREG(mode):

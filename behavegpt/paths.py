@@ -51,8 +51,10 @@ def is_file_name(name: str) -> bool:
     """Whether a column can be a file of the same name, in its folder and nowhere else."""
     return (
         bool(name)
+        # both slashes: the folder may be opened on Windows
         and not set(name) & set("/\\\0")
         and name[0] != "."
+        # bytes: what file systems count, with room for an ending
         and len(name.encode(errors="replace")) < 200
     )
 

@@ -40,6 +40,7 @@ from behavegpt.training.journal import read_journal
 def draw_all(run: Path, named: Callable[[str], str] = str) -> list[Path]:
     """Draw into RUN/figs every figure whose result file is there; returns their paths in the order
     of a report. `named` gives what is shown for a label."""
+    # source, figure, what draws it
     figures: list[tuple[str, str, Callable[[Path, Path], Path]]] = [
         ("log.jsonl", "loss.png", loss_curve),
         ("eval/metrics.json", "tradeoff.png", tradeoff),
@@ -120,6 +121,7 @@ def frontier(
     Dashed: the frontier of those that no other beats in both. Points below `within` times the best
     weighted recall are left out, so that the others can be told apart.
     """
+
     recalls: dict[str, list[list[float]]] = {}
     for row in rows:
         recalls.setdefault(row[group], []).append([row["rec_w"], row["rec_m"]])
@@ -130,20 +132,17 @@ def frontier(
     shown = {
         name: values for name, values in points.items() if values[:, 0].mean() >= within * best
     }
+    # from the right: the first one is on the frontier in any case
     ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
-
-    best_of: list[np.ndarray] = []  # the frontier, from the right
-    for _, values in ordered:
-        if not best_of or values.mean(0)[1] > best_of[-1][1]:
-            best_of.append(values.mean(0))
 
     means = np.array([values.mean(0) for _, values in ordered])
     reach = 0.015 * np.ptp(means, axis=0)  # nearer points would share one place for their numbers
-
+    unbeaten = _unbeaten(means)
     with figure(out, (9, 4.8)) as (_, (axes,)):
-        axes.plot(*np.array(best_of).T, color=INK, linewidth=1, linestyle="--", zorder=1)
+        axes.plot(*unbeaten.T, color=INK, linewidth=1, linestyle="--", zorder=1)
         for number, (name, values) in enumerate(ordered, 1):
             x, y = means[number - 1]
+            # of the seeds; one alone has none
             spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
             axes.errorbar(
                 x,
@@ -165,6 +164,12 @@ def frontier(
             title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall"
         )
     return out
+
+
+def _unbeaten(points: np.ndarray) -> np.ndarray:
+    """Of points (n, 2) by falling first coordinate those that none before beats in the second."""
+    highest_before = np.maximum.accumulate(np.append(-np.inf, points[:-1, 1]))
+    return points[points[:, 1] > highest_before]
 
 
 def _color_of_loss(name: str) -> str:

@@ -39,10 +39,7 @@ def challenge_scores(board: Path, out: Path) -> Path:
                 label=f"{entry['place']}. {short(entry['name'])} ({entry['borda']:g})",
             )
 
-        names = [task.replace("_", "\n", 1) for task in tasks]
-        axes.set_xticks(range(len(tasks)), names, fontsize=8.5)
-        axes.set(title="Challenge scores by task (Borda points)", ylabel="task score")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+        _label_tasks(axes, tasks, "Challenge scores by task (Borda points)")
     return out
 
 
@@ -87,11 +84,16 @@ def challenge_results(results: Sequence[Path], out: Path) -> Path:
                 label=short(table["name"]),
             )
 
-        names = [task.replace("_", "\n", 1) for task in tasks]
-        axes.set_xticks(range(len(tasks)), names, fontsize=8.5)
-        axes.set(title="Challenge scores by task (dots: seeds)", ylabel="task score")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+        _label_tasks(axes, tasks, "Challenge scores by task (dots: seeds)")
     return out
+
+
+def _label_tasks(axes: Axes, tasks: Sequence[str], title: str) -> None:
+    """A task under each place, and the entries beside the axes, where they cover no score."""
+    names = [task.replace("_", "\n", 1) for task in tasks]  # two lines: six names stand in a row
+    axes.set_xticks(range(len(tasks)), names, fontsize=8.5)
+    axes.set(title=title, ylabel="task score")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
 def _draw_floor(axes: Axes, place: int, floor: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from behavegpt.config import check_settings
 from behavegpt.data.baskets import refuse_baskets
@@ -24,7 +25,7 @@ from behavegpt.data.user_state import UserState
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.embeddings.pooling import user_vectors, widths
 from behavegpt.explain import Explanations, Source, Why, explain, refuse_states
-from behavegpt.filters import choose_from, without_seen
+from behavegpt.filters import Choice, choose_from, without_seen
 from behavegpt.generation.constraints import Links
 from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
@@ -71,13 +72,12 @@ class Predictor(TrainedModel):
         """
         # all options before the events are read, which may take long
         options = check_settings(PredictOptions, {"top_k": top_k, **decision}, "predict")
-        log_prior = log_frequency(self.tokenizer.behaviors.counts)
-        shift = shift_of(options, log_prior, self.thresholds)
-        choice = choose_from(options, self.tokenizer, self.model.config.retired)
-        check_asked(self.given, at, location, "this model", "train with model.given")
+        shift, choice = self._decision(options, at, location)
 
+        # a state's last events take the place of a history, its counts that of the memory
         encoded, memory, asked = self._asked(events, at, location)
         choice = without_seen(choice, encoded, as_states(events))
+        # an iterator: of a million users no more than a batch has its logits in memory
         pieces = history_logits(self.model, encoded, memory, interrupt, asked)
         return most_probable(pieces, self.tokenizer, encoded, choice, shift, on_user)
 
@@ -99,13 +99,12 @@ class Predictor(TrainedModel):
         and DataError.
         """
         options = check_settings(ExplainOptions, {"last": last, **decision}, "explain")
-        log_prior = log_frequency(self.tokenizer.behaviors.counts)
-        shift = shift_of(options, log_prior, self.thresholds)
-        choice = choose_from(options, self.tokenizer, self.model.config.retired)
-        check_asked(self.given, at, location, "this model", "train with model.given")
+        shift, choice = self._decision(options, at, location)
+        # a state keeps counts and the last events, of which none can be taken out
         refuse_states(events)
         refuse_baskets(self.tokenizer.event_schema, "explain")
 
+        # without the memory at the ends: `pieces` asks for it with each set of variants
         encoded, _, asked = self._asked(events, at, location)
 
         def pieces(histories: EncodedHistories, moment: Moment | None) -> Any:
@@ -120,10 +119,23 @@ class Predictor(TrainedModel):
             self.tokenizer,
             None if memory is None else memory.mixer,
             None if counts is None else counts.shares,
+            # a model with memory looks at all events: any of them may carry the prediction
             self.model.config.max_length if counts is None else None,
         )
         why = Why(without_seen(choice, encoded, None), shift, options.last)
         return explain(source, encoded, why, asked)
+
+    def _decision(
+        self, options: PredictOptions, at: Any, location: Any
+    ) -> tuple[torch.Tensor, Choice]:
+        """What the decision rule takes off the logits (K,), and which behaviors may be predicted.
+        Raises ConfigError, also for what the model cannot be told of the next event."""
+        # frequencies of the training split, as they are kept with the vocabulary
+        log_prior = log_frequency(self.tokenizer.behaviors.counts)
+        shift = shift_of(options, log_prior, self.thresholds)
+        choice = choose_from(options, self.tokenizer, self.model.config.retired)
+        check_asked(self.given, at, location, "this model", "train with model.given")
+        return shift, choice
 
     def when(
         self,
@@ -141,13 +153,13 @@ class Predictor(TrainedModel):
         09:00"; later events are ignored. By default, each user's last event. Raises ConfigError,
         also for a model without timing.json, and DataError. Docs: docs/when.md.
         """
-
         refuse_baskets(self.tokenizer.event_schema, "when")
 
         def predict(encoded: EncodedHistories, top: int) -> Predictions:
             return self.predict(encoded, top, interrupt=interrupt)
 
         return times_of(
+            # called in this order: a model without times is refused before the log is read
             lambda: of_model(self.timing),
             self.tokenizer,
             lambda: self.encode(events),
@@ -163,6 +175,7 @@ class Predictor(TrainedModel):
         found = np.zeros((len(encoded.users), self.tokenizer.behaviors.classes), np.float32)
         memory = self._asked(encoded)[1]
         for users, logits in history_logits(self.model, encoded, memory, lambda: None):
+            # in pieces: the logits of all users beside their probabilities would double the memory
             found[users] = logits.softmax(-1).numpy()
         return found
 
@@ -181,6 +194,7 @@ class Predictor(TrainedModel):
         widths(self.model, pool)
 
         encoded = self.encode(events)
+        # whole histories: the pooling parts look back as far as each of them needs
         begin, end = encoded.offsets[:-1], encoded.offsets[1:]
         vectors = user_vectors(self.model, encoded.columns, begin, end, pool, interrupt=interrupt)
         return UserEmbeddings(encoded.users, vectors)
@@ -207,6 +221,7 @@ class Predictor(TrainedModel):
         given = {"steps": steps, **chosen}
         settings = check_settings(GenerationSettings, given, "generate")
 
+        # an empty mapping of one's own is a choice: everything may go together
         links = self.links if links is None else links
         return roll_out(
             self.model, self.tokenizer, self.encode(events), settings, links, on_user, interrupt

@@ -38,6 +38,7 @@ from behavegpt.training.settings import SHAPE, RunSettings
 from behavegpt.training.trainer import Trainer
 from behavegpt.universal.model import load_universal
 
+# settings of `model` that are not BehaveGPTConfig's: they choose the config or its fields
 CHOICES = ("architecture", "inputs", "user_features")
 
 
@@ -106,6 +107,7 @@ def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig
 
     # CHOICES are ours, everything else is a setting of BehaveGPTConfig
     shape = {name: value for name, value in settings.model.items() if name not in CHOICES}
+    # stored by name: an expert that a later version adds must not shift the weights of these
     if shape.get("memory"):
         shape["memory_experts"] = list(EXPERTS)
     return BehaveGPTConfig(
@@ -114,6 +116,7 @@ def _config_of(settings: PretrainSettings, store: EventStore) -> BehaveGPTConfig
         num_behaviors=store.behaviors.classes,
         behavior_is_event=is_event,
         baskets=store.schema.has_baskets,
+        # a model is refused labels with other ids by this hash
         tokenizer_hash=EventTokenizer.from_store(store, 1).hash,
         **shape | {"embedding_size": width},
     )
@@ -130,12 +133,14 @@ def pretrain(settings: PretrainSettings, *, resume: bool = False) -> Path:
     with open_run(settings, "pretrain", resume=resume) as run:
         store = open_store(settings.data.path)
         model = build_model(settings, store)
+        # of the targets, not of all events: a first event of a user is none
         loss = build_loss(settings.loss, torch.tensor(target_counts(store)))
 
         trainer = Trainer(model, loss, store, settings.train, run, attention=settings.attention)
         # the universal weights are a model already, and may stay the best one
         trainer.fit(_origin(settings, model), judge_start=settings.init == "universal")
 
+        # with the data's own rules for labels: the model folder reads logs as the data was read
         tokenizer = EventTokenizer.from_store(store, model.config.max_length)
         run.save(
             trainer.best_model(),

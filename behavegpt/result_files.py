@@ -33,6 +33,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
 def read_per_behavior(path: Path) -> list[dict[str, Any]]:
     """Rows of per_behavior.csv, figures as floats; raises DataError naming the file when it is
     damaged."""
+    # a behavior may look like a number
     texts = ("model", "behavior")
     try:
         with path.open(newline="", encoding="utf-8") as file:

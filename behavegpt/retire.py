@@ -29,6 +29,7 @@ def retire(model: str | Path, labels: Collection[object], out: Path) -> dict[str
     trained, tokenizer = open_model(folder)
 
     named = classes_of(labels, tokenizer, "retire").tolist()
+    # in the config, not in the weights: `vocabulary add` brings them back as they were
     retired = sorted({*(trained.config.retired or ()), *named})
     known = tokenizer.behaviors.classes
     if len(retired) == known:

@@ -31,6 +31,7 @@ class Shipped(NamedTuple):
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
 
 
+# name -> what `behavegpt models` says of it
 SHIPPED = {
     UNIVERSAL: Shipped(
         PACKAGE / "universal" / "weights",

@@ -39,6 +39,7 @@ def deferring() -> Iterator[None]:
 def interrupting() -> Iterator[list[int]]:
     """SIGTERM ends what runs as Ctrl-C does, by a KeyboardInterrupt, so that what was begun is
     cleared away. Yields the signals received, in their order."""
+
     received: list[int] = []
 
     _deferred["stops"] = 0

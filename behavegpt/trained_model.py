@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ class TrainedModel(KeepsStates):
         >>> reader.predict("logs.csv")                                              # doctest: +SKIP
         """
         # the same weights and labels: only how a log is read changes
-        return self._with(self.tokenizer.reading(changes))
+        return self._with(tokenizer=self.tokenizer.reading(changes))
 
     def with_features(self, users: EventData) -> Self:
         """The predictor that knows what a table says of the users, for a model trained on data
@@ -82,12 +83,16 @@ class TrainedModel(KeepsStates):
         Users without a row, and values that are missing or new, are unknown; so is everybody
         without a table. Raises ConfigError for a model that reads no features, and DataError.
         """
-        return self._with(self.tokenizer.with_features(users))
+        # the users' states stay: the same events give the same ids under the same labels
+        return self._with(tokenizer=self.tokenizer.with_features(users))
 
-    def _with(self, tokenizer: EventTokenizer) -> Self:
-        return type(self)(
-            self.model, tokenizer, self.links, self.thresholds, self._known, self.timing
-        )
+    def _with(self, **parts: Any) -> Self:
+        """The predictor with other parts."""
+        # a copy, not a new one: a subclass may know more, as that of `fit` knows its run
+        other = copy.copy(self)
+        other.__dict__.pop("state_spec", None)  # made of the tokenizer
+        other.__dict__.update(parts)
+        return other
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -111,6 +116,7 @@ class TrainedModel(KeepsStates):
         refuse_baskets(
             self.tokenizer.event_schema, "a state, which an event is added to at a time,"
         )
+        # a model without memory keeps no counts, so that its states stay small
         config, counts = self.model.config, self.model.counts
 
         # the time last, also where the model does not read it: a state must know when it ended
@@ -134,9 +140,7 @@ class TrainedModel(KeepsStates):
             known = load_states(folder, self.state_spec)
         else:
             known = StatesOfHistories(self.state_spec, self.encode(source))
-        return type(self)(
-            self.model, self.tokenizer, self.links, self.thresholds, known, self.timing
-        )
+        return self._with(_known=known)
 
     def save_states(self, folder: str | Path, states: Iterable[UserState] | None = None) -> Path:
         """Write states (default: those of all known users) as a folder for `with_states`.
@@ -145,6 +149,7 @@ class TrainedModel(KeepsStates):
         Replaces a folder of the kind, nothing else. Raises ConfigError.
         """
         path = local_path(folder)
+        # a list: writing while states are made would half write a folder if one cannot be
         save_states(path, list(self.users.values() if states is None else states), self.state_spec)
         return path
 

@@ -47,6 +47,8 @@ def roll_out_states(
     Raises ConfigError for a policy that needs a head.
     """
     policies = choose_policies(log, settings)
+
+    # samples of a user side by side: a part of the rows holds few users
     user = np.repeat(np.arange(len(encoded.users)), settings.samples)
     sample = np.tile(np.arange(settings.samples), len(encoded.users))
 
@@ -58,6 +60,7 @@ def roll_out_states(
         for step in range(settings.steps):
             interrupt()
             parts.append(rows.draw(model, step, policies))
+            # everybody is beyond the horizon
             if not len(rows.user):
                 break
         if on_rows:
@@ -85,6 +88,7 @@ def choose_policies(log: CountedLog, settings: GenerationSettings) -> dict[str, 
     if not schema.behavior_is_event:
         policies["event"] = "typical"
 
+    # nothing draws them: the last value is what is known of the user
     others = sorted({*log.tokenizer.vocabulary} - {*policies, "event"})
     return policies | dict.fromkeys(others, "the user's last")
 
@@ -111,10 +115,12 @@ class _Rows:
             self.states.append(_state_of(log, past))
 
         self.own = OwnPast(encoded.columns, begin, end)
+        # of all users: a drawn behavior may be one that this user never had
         self.usual = _usual_events(encoded, log.tokenizer.behaviors.classes)
         self.last = {
             name: values[end - 1].astype(np.int64) for name, values in encoded.columns.items()
         }
+
         self.time = self.last["time"]
         self.horizon = horizon_of(self.time, settings)
         self.uniforms = Uniforms(settings.seed, encoded.users.take(user).to_pylist(), sample)
@@ -123,6 +129,7 @@ class _Rows:
         self, model: UniversalModel, step: int, policies: dict[str, str]
     ) -> dict[str, np.ndarray]:
         """The next event of each row that goes on, each column (n,); the others end."""
+        # numbers by user, sample and step alone, whoever else is in the batch
         u = self.uniforms(step, len(Draws._fields))  # (N, fields) in [0, 1)
 
         # the moment, what the model says at it, and the rest of the event
@@ -140,6 +147,7 @@ class _Rows:
             "step": np.full(len(self.user), step),
         }
         if self.settings.probabilities:
+            # before temperature and top_p: what the model says, not how it is drawn
             top = logits.softmax(-1).topk(min(self.settings.probabilities, logits.shape[1]))
             drawn |= {"top": top.indices.numpy(), "probability": top.values.numpy()}
 

@@ -162,6 +162,7 @@ def check_entry(
             f"{folder / MISSING}: {missing.shape} values for {len(ids):,} ids; {remedy}."
         )
 
+    # made of the arrays again: any change of theirs shows, whoever made it
     written, actual = read_json(path, DataError, remedy), _entry(ids, vectors, missing)
     if "missing_pairing" not in written:  # of an earlier version
         actual.pop("missing_pairing", None)
@@ -185,6 +186,7 @@ def pairing_sum(ids: np.ndarray, vectors: np.ndarray) -> int:
 
     Sum over users, modulo 2^64, of a mix of the id and of a weighted sum of the bits of its row.
     """
+    # the stored bits, not the numbers: -0.0 and 0.0 are different files
     bits = np.dtype(f"u{vectors.dtype.itemsize}")
     # a weight for each column: exchanged numbers of a row would else give the same sum
     weights = _mix(np.arange(1, vectors.shape[1] + 1, dtype=np.uint64))

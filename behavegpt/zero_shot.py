@@ -64,6 +64,7 @@ class UniversalPredictor(CountedModel):
         tz="Europe/London", ...) name them. `given`: `time`, `location` or both, for states that are
         asked about a time and a place. Raises ConfigError and DataError.
         """
+        # columns have types that can be guessed, which rows of a list have not
         if isinstance(logs, (list, tuple)) and logs and isinstance(logs[0], Mapping):
             logs = rows_as_columns(logs)
         # another predictor: this one, shared by many logs, counts nothing
@@ -102,6 +103,7 @@ class UniversalPredictor(CountedModel):
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
 
+        # may be another predictor: this one may be shared, and stays as it is
         counted, events = self._counted_for(events, named_given(at, location))
         counted._check_asked(at, location)
         if events is not None and as_states(events) is None:
@@ -109,10 +111,12 @@ class UniversalPredictor(CountedModel):
         choice = counted._without_seen(choose_from(options, counted.tokenizer), events)
         # from here on what was counted answers, whichever predictor was asked
         asked, tables = counted._asked(events, at, location), counted.log.tables
+        # batch by batch: of all users together the logits would not fit
         pieces = (
             (batch.position, self.model.logits(batch.memory, tables))
             for batch in asked.batches(interrupt)
         )
+        # frequencies of the log itself, with which its rare behaviors are rare
         shift = options.prior_correction * torch.log(torch.from_numpy(tables.prior))
         return most_probable(pieces, counted.tokenizer, asked, choice, shift, on_user)
 
@@ -134,9 +138,11 @@ class UniversalPredictor(CountedModel):
         options = check_settings(ExplainOptions, {"last": last, **decision}, "explain")
         if options.thresholds:
             raise ConfigError(NO_THRESHOLDS)
+        # counts cannot tell which event was which
         refuse_states(events)
         counted, events = self._counted_for(events, named_given(at, location))
         counted._check_asked(at, location)
+
         encoded = counted.log.histories if events is None else counted.encode(events)
         if encoded is None:
             raise ConfigError(
@@ -174,6 +180,7 @@ class UniversalPredictor(CountedModel):
         states excepted; `now` not before the end of that log. Raises ConfigError and DataError.
         """
         counted, events = self._counted_for(events, ())
+        # the log was counted for this question: its own predictor answers
         if counted is not self:
             return counted.when(events, within, top_k, now=now, interrupt=interrupt)
         own = self.log.histories
@@ -183,10 +190,12 @@ class UniversalPredictor(CountedModel):
                 "for."
             )
 
+        # `times_of` cuts histories at `now` itself, and then asks what follows
         def predict(encoded: EncodedHistories, top: int) -> Predictions:
             return self.predict(encoded, top, interrupt=interrupt)
 
         return times_of(
+            # a function: learning the gaps takes seconds, which a mistake in `now` must not cost
             lambda: self.log.timing,
             self.tokenizer,
             lambda: own if events is None and own is not None else self.encode(events),
@@ -204,6 +213,7 @@ class UniversalPredictor(CountedModel):
         if self._log is None and events is not None:
             return self.fit_tables(events, given=given), None
         if given and not self.given and as_states(events) is None:
+            # the log is counted again: what is given of a target changes which counts speak of it
             return UniversalPredictor(self.model, self.log.knowing(given)), events
         return self, events
 
@@ -220,6 +230,7 @@ class UniversalPredictor(CountedModel):
         as for `predict`. Raises ConfigError for other parts, and for a log that was counted with a
         time or a place given, and DataError.
         """
+        # the counts would stand at a moment that only a prediction has
         if self.given:
             raise ConfigError(
                 f"this log was counted with the {' and '.join(self.given)} of the event that is "

@@ -42,7 +42,10 @@ def python(code: str, *arguments: str) -> str:
 # what takes seconds to import and knows nothing of transformers is there before each case
 FRESH = """
 import json, os, sys, traceback
-import numpy, pandas, pyarrow, torch
+import accelerate, duckdb, huggingface_hub, numba, pandas, pydantic, safetensors.torch, tokenizers
+import pyarrow.compute, pyarrow.parquet, scipy.stats, sklearn.metrics
+import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
+assert not {"transformers", "behavegpt"} & set(sys.modules)
 for line in sys.stdin:
     reading, writing = os.pipe()
     child = os.fork()

@@ -16,6 +16,7 @@ import pytest
 import behavegpt
 from behavegpt.errors import BehaveGPTError, ConfigError
 from behavegpt.fitting import FittedPredictor
+from behavegpt.timing.gaps import Gaps
 
 QUICK = {"config": "tiny", "train": {"steps": 2, "valid_every": 2, "log_every": 1}}
 KINDS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
@@ -57,6 +58,21 @@ def test_every_kind_of_data_gives_the_same_run(kind, frame, fitted, tmp_path):
     nothing is trained."""
     again = behavegpt.fit(KINDS[kind](frame, tmp_path), **QUICK)
     assert (again.run, again.data) == (fitted.run, fitted.data)
+
+
+def test_another_reading_still_knows_the_run(fitted: FittedPredictor, frame: pd.DataFrame) -> None:
+    renamed = fitted.reading(user="uid")
+    assert renamed.run == fitted.run and renamed.tokenizer.event_schema.user == "uid"
+    known = fitted.with_states(frame)
+    assert known.data == fitted.data and len(known.users) == 10 and not len(fitted.users)
+    # the copy has its own: a state is read with the columns of its predictor
+    assert renamed.users.tokenizer is renamed.tokenizer
+
+
+def test_times_that_a_run_has_learned_are_there(fitted: FittedPredictor) -> None:
+    predictor = behavegpt.load(fitted.run)
+    predictor.timing = Gaps.__new__(Gaps)
+    assert FittedPredictor(predictor, fitted.run, fitted.data).tells_times
 
 
 def test_settings_go_to_their_owners(frame, tmp_path):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -47,12 +47,15 @@ COUNTS = {
 }
 
 
-def counts(*arguments: str) -> str:
-    script = str(ROOT / "tools" / "style_counts.py")
-    done = subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, check=True
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "style_counts", ROOT / "tools" / "style_counts.py"
     )
-    return done.stdout
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 @pytest.fixture
@@ -61,11 +64,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_measures_of_a_known_file(folder: Path) -> None:
-    lines = [line.split(" | ") for line in counts(str(folder)).splitlines()[2:]]
+def test_the_measures_of_a_known_file(
+    folder: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main([str(folder)]) == 0
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     table = {name.removeprefix("| "): value for name, _, value, *_ in lines}
     assert {name: table[name] for name in COUNTS} == COUNTS
 
 
-def test_the_places_of_a_measure(folder: Path) -> None:
-    assert counts("--list", "over_50", str(folder)) == f"{folder}/module.py:12 plain: 51 lines\n"
+def test_the_places_of_a_measure(
+    folder: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--list", "over_50", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder}/module.py:12 plain: 51 lines\n"

@@ -144,7 +144,35 @@ def losses_table(split: str) -> str:
     return markdown(head, lines)
 
 
+FORECASTS = {  # generator in the rows -> in the table
+    "forecast": "`behavegpt forecast`",
+    "history density": "history density",
+    "repeat_window": "the user's last 50 events again",
+    "user_by_hour": "drawn from the user's events at that hour",
+    "behavegpt": "BehaveGPT, one drawn future",
+}
+
+
+def forecast_table() -> str:
+    """What happens in seven days, and when: T-mAP by behavior and by event."""
+    logs = {"newyork": "New York", "jakarta": "Jakarta", "git": "git activity"}
+    found = {log: read_rows(RESULTS / f"generation_{log}.jsonl") for log in logs}
+    lines = []
+    for generator, title in FORECASTS.items():
+        cells = []
+        for rows in found.values():
+            values = [row for row in rows if row["generator"] == generator and "t_map" in row]
+            figures = (
+                mean_and_deviation((row[name] for row in values), 3).replace("0.", ".")
+                for name in ("t_map", "t_map_w")
+            )
+            cells.append(f"{' / '.join(figures)} ({len(values)})" if values else "-")
+        lines.append([title, *cells])
+    return markdown(["forecast (seeds)", *logs.values()], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "forecast": forecast_table,
     "main": main_table,
     "blocks": blocks_table,
     "losses-valid": lambda: losses_table("valid"),

@@ -57,6 +57,7 @@ def target_tokenizer(
     if grow:
         vocabulary = grown_vocabulary(old, store, options)
     else:
+        # of the base, not of the data: the width of its blocks is that of its fields
         fields = [field for field in old.vocabulary if field != "behavior"]
         if not schema.behavior_is_event:
             fields.append("behavior")
@@ -98,6 +99,7 @@ def target_config(
         field: fixed[field] if field in fixed else len(tokenizer.vocabulary[field])
         for field in base.field_order or ()
     }
+    # by exclusion: a setting that the config gains later is taken over without a word here
     shape: dict[str, Any] = {
         name: getattr(base, name)
         for name in BehaveGPTConfig.__annotations__
@@ -117,6 +119,7 @@ def target_config(
             dropout=base.dropout if dropout is None else dropout,
             **shape,
         )
+    # transformers wraps what it objects to in errors of many types
     except Exception as error:
         raise ConfigError(f"the base's shape does not fit the data: {violation(error)}") from None
 
@@ -140,11 +143,13 @@ def schema_remarks(base: BehaveGPTConfig, old: EventTokenizer, store: EventStore
     further = [name for name in theirs if name not in ours]
     remarks = [f"the data have no {name}: constantly unknown for the model" for name in lacking]
     remarks += [f"the base has no field {name}: it is not read" for name in further]
+    # of features no width depends: they may come and go
     lost = sorted((base.user_features or {}).keys() - set(store.schema.features))
     gained = sorted(set(store.schema.features) - (base.user_features or {}).keys())
     remarks += [f"the data have no {name} of the users: it is not read any more" for name in lost]
     remarks += [f"the base has no {name} of the users: it is read from now on" for name in gained]
 
+    # 48 rows of a slot embedding for 24 slots: neighbors are averaged
     before, now = old.event_schema.slot_minutes, store.schema.slot_minutes
     if before != now:
         remarks.append(f"slots of {now} instead of {before} minutes: copied slots are averaged")

@@ -34,6 +34,7 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
     Raises CheckpointError if `folder` is no GPT-2, ConfigError if its shape is not the model's.
     """
     gpt2 = _open(Path(folder))
+    # before anything is copied: half a model would be left
     _refuse_shape(model, gpt2.config, str(folder))
 
     body: Any = model.model
@@ -52,6 +53,7 @@ def start_from_gpt2(model: BehaveGPTForBehaviorPrediction, folder: str | Path) -
         for at, name in enumerate(("q_proj", "k_proj", "v_proj")):
             part = slice(at * width, (at + 1) * width)
             layer = block.get_submodule(f"attention.{name}")
+            # Conv1D again: (in, out)
             layer.weight.copy_(fused[:, part].T)
             layer.bias.copy_(bias[part])
 
@@ -112,6 +114,7 @@ def _refuse_shape(model: BehaveGPTForBehaviorPrediction, gpt2: GPT2Config, folde
         "attention scaled by width": (True, gpt2.scale_attn_weights, "a GPT-2 with it"),
     }
 
+    # all differences at once: each is a setting to change before the next try
     lines = [
         f"{what}: {a} here, {b} in GPT-2 (use {fix})"
         for what, (a, b, fix) in wanted.items()

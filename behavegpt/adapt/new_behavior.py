@@ -63,6 +63,7 @@ def _refuse_names(known: Vocabulary, store: EventStore, names: Sequence[str]) ->
                 "use mode=full to train it further."
             )
 
+        # without an event there is nothing to learn its row from
         if not counts.get(name):
             raise DataError(
                 f"adapt.new: {store.path} contains no training event of the behavior "

@@ -39,6 +39,7 @@ def attach(
     them."""
     from peft import LoraConfig, get_peft_model
 
+    # a plan is by tensor, PEFT's settings are by module
     adapted, whole = _modules(plan, "adapted"), _modules(plan, *TRAINED)
     # modules that own buffers alone have nothing to train
     parameters = [name for name, _ in model.named_parameters()]
@@ -67,6 +68,7 @@ def _modules(plan: Sequence[TensorPlan], *kinds: str) -> list[str]:
     names = [
         item.name.rpartition(".")[0] for item in plan if item.cell in kinds and item.part != "prior"
     ]
+    # PEFT saves modules, and these work as one
     for whole in ("head.history_gate", "head.memory"):
         names = [whole if name.startswith(whole) else name for name in names]
     return list(dict.fromkeys(names))
@@ -96,6 +98,7 @@ def save_adapter(adapter: PeftModel, folder: Path, base: Path) -> None:
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's template, with nothing filled in
         write_json(temporary / FACTS, {"base": str(base), "weights": weights_hash(base)})
 
+        # of the adapter's log: they are no weights, and PEFT would leave them out
         counts: Any = adapter.get_base_model().counts
         if counts is not None:
             save_counts(counts, temporary)
@@ -125,8 +128,10 @@ def open_adapter(
     except KeyError as error:
         raise CheckpointError(f"{folder / FACTS}: lacks {error}; {DAMAGED}.") from None
 
+    # the recorded path may be of another machine: whoever opens it may name the base
     path = local_path(base) if base is not None else _recorded_base(folder, recorded)
     model, tokenizer = open_model(path)
+    # after it was opened, which looks for damage: other weights are another base, not a broken one
     if weights_hash(path) != weights:
         raise CheckpointError(
             f"{folder}: the adapter was trained on the weights of {recorded}, but {path} "
@@ -136,6 +141,7 @@ def open_adapter(
     try:
         with _quietly():
             adapted: Any = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        # merged: predictions cost what the base's do, and the model saves like any other
         merged = adapted.merge_and_unload()
     except Exception as error:  # PEFT raises whatever a strange adapter_config.json leads to
         raise CheckpointError(

@@ -47,6 +47,7 @@ def plan_transfer(
     Raises ConfigError for a tensor that should be copied and has another shape.
     """
     plan = []
+    # by the new model's tensors: what only the base has is dropped by not being asked for
     for name, tensor in model.state_dict().items():
         part = part_of(name)
         item = TensorPlan(name, part, row[part])

@@ -15,6 +15,7 @@ import torch
 
 from behavegpt.data.store import TRAIN, EventStore
 from behavegpt.data.vocabulary import FIRST
+from behavegpt.ragged import owners
 
 WINDOW = 5
 SEED = 0  # of the randomized decomposition and the clusters
@@ -24,7 +25,7 @@ def pair_counts(store: EventStore, column: str, labels: int) -> torch.Tensor:
     """Symmetric sparse (labels, labels) float64: how often two labels lie within WINDOW events in
     training."""
     ids = store.column(column).astype(np.int64) - FIRST  # (E,), below 0 for unknown labels
-    user = np.repeat(np.arange(store.manifest.users), np.diff(store.offsets))  # (E,)
+    user = owners(np.diff(store.offsets))  # (E,)
     usable = (np.asarray(store.columns["split"]) == TRAIN) & (ids >= 0)
 
     keys = []

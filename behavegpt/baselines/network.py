@@ -41,6 +41,7 @@ class BaselineEmbedding(nn.Module):
         learned = config.position_encoding == "learned"
         self.position = nn.Embedding(config.max_length, config.hidden_size) if learned else None
         self.user = user_embedding(config)
+        # SASRec and its like do: positions would outweigh small embeddings
         self.scale = config.hidden_size**0.5 if config.scale_inputs else 1.0
         self.dropout = nn.Dropout(config.dropout)
 
@@ -89,6 +90,7 @@ class BaselineModel(_WithoutCache, EventModel):
 
     def encode(self, events: Events, keep_states: bool = False) -> Encoded:
         """Hidden states (B, R, C), and what the encoder tells the head."""
+
         layout = Layout(events.ids, events.document, events.position)
         x = self.embedding(layout)
         encoded: Encoded = self.encoder(x, layout)
@@ -145,6 +147,7 @@ class BaselineForBehaviorPrediction(_WithoutCache, BehaveGPTForBehaviorPredictio
     def loss(self, predicted: Predicted, target: torch.Tensor, criterion: Any) -> HeadLoss:
         """Loss sum () of N positions under a criterion; target (N,)."""
         check_given(self.given, predicted)
+        # heads with a schedule of their own follow the loss's
         self.head.set_progress(criterion.progress)
 
         def score(

@@ -57,6 +57,7 @@ class Plan:
     def protocol_hash(self) -> str:
         """What must be equal for two rows to stand in one table: data and split, budget, tuning."""
         settings = self.settings
+        # paths decide nothing: the same log may lie elsewhere
         budget = {**settings.train, **settings.data[self.data].train}
         return digest(
             [self.store.manifest.content_hash, budget, settings.tuning.model_dump(mode="json")]
@@ -66,6 +67,7 @@ class Plan:
     def givens(self) -> list[tuple[str, ...]]:
         """What models are given of the event that they predict: nothing first, then what others
         are; counts are given the same."""
+        # any seed: what is given is the entry's
         runs = (Run(self.data, model, self.settings.seeds[0], {}) for model in self.settings.models)
         return list(dict.fromkeys([(), *(run.given(self.settings) for run in runs)]))
 
@@ -114,6 +116,7 @@ class Plan:
         if len(ready) < len(planned):
             return None
 
+        # one point needs no tuning: its final runs are its only ones
         return ready if len(points) > 1 else []
 
     def _best(self, tuning: list[Planned] | None) -> Point | None:
@@ -127,6 +130,7 @@ class Plan:
             return None
 
         select = self.settings.tuning.select
+        # a point whose run failed is out, as if it had the worst figure
         usable = [row for row in rows if row["status"] == "done"]
         return max(usable, key=lambda row: row["valid"][select])["point"] if usable else None
 
@@ -147,5 +151,6 @@ class Plan:
                 return None
             run = Run(self.data, model, seed, point, base.key)
 
+        # with the base's key: another base makes another run
         key = run.key(self.settings, self.store.manifest.content_hash)
         return Planned(run, kind, key, self.rows.get((key, kind)))

@@ -48,6 +48,7 @@ from behavegpt.training.model_folder import open_model
 FIGURES = (
     "rec_w", "rec_m", "f1_w", "f1_m", "ndcg@3", "hr@3", "head", "mid", "tail", "cross_entropy",
 )  # fmt: skip
+# two bytes a test row and seed: a benchmark keeps hundreds of such files
 MOST_RANK = np.iinfo(np.uint16).max
 
 
@@ -61,7 +62,9 @@ def benchmark(settings: BenchmarkSettings) -> list[Row]:
         (out / folder).mkdir(parents=True, exist_ok=True)
 
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
+    # what was asked last: earlier rows may be of other settings, which their keys tell
     write_text(out / "benchmark.yaml", dump_settings(settings))
+    # claims by file locks: any number of processes share a folder
     grid = Grid(out / "rows.jsonl", out / "locks")
     while grid.run(runs_of(settings, stores, grid)):
         pass  # chosen points and trained bases have made further runs possible
@@ -97,6 +100,7 @@ def runs_of(
             hashed = plan.counts_hash(given)
             # one run for all counts: the last name is written last
             last = {"key": f"{hashed}-{counts.NAMES[-1]}", "kind": FINAL}
+            # a partial: what a loop variable holds when the run starts is another
             rows = partial(_count_rows, grid, plan, given)
             yield Run(last, rows, f"{hashed}.lock", wait=True)
         for planned in plan.open():
@@ -131,6 +135,7 @@ def _figures(grid: Grid, plan: Plan, planned: Planned) -> Row:
     store = plan.store
 
     folder = _trained(grid, plan, planned)
+    # what the run said of itself, also where an earlier process trained it
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
     # the median: the first rates hold the warm-up, some a checkpoint
@@ -206,6 +211,7 @@ def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]
     target."""
     store, hashed = plan.store, plan.counts_hash(given)
 
+    # on validation, as the grids of the others are
     tuned = counts.tune(counts.fit(store, given), store)
 
     for name in counts.NAMES:
@@ -225,6 +231,7 @@ def _count_rows(grid: Grid, plan: Plan, given: tuple[str, ...]) -> Iterator[Row]
             row[split], ranks = _count_scores(model, store, split)
 
         write_array(grid.path.parent / "ranks" / f"{row['key']}.npy", ranks)
+        # the same end as a trained model's row, with nothing left to do
         yield row | attempted(dict, name)
 
 

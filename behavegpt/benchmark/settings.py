@@ -78,6 +78,7 @@ class BenchmarkSettings(Settings):
                 raise ValueError(
                     f"models.{name}.base = {entry.base!r} is not another entry of models"
                 )
+            # a plan knows two rounds: the bases, then what starts from one
             if entry.base is not None and self.models[entry.base].base is not None:
                 raise ValueError(
                     f"models.{name}.base = {entry.base!r} has a base itself; choose one without"
@@ -124,8 +125,10 @@ class Run:
         }
 
         if self.base is not None:
+            # the weights' place is known only now: it is this benchmark's own folder
             chosen["model.options.base"] = base
 
+        # as a command line would: one reader checks both
         overrides = [f"{name}={json.dumps(value)}" for name, value in chosen.items()]
         return read_settings(PretrainSettings, entry.config, overrides)
 

@@ -39,10 +39,12 @@ def write_tables(settings: BenchmarkSettings) -> Path:
     """Write the tables, the figures and (beside another `out`) the rows; returns tables.md.
     DataError without rows."""
     out = Path(settings.tables or settings.out)
+    # for the test rows' users alone: the figures come from the rows
     stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
 
     parts, used = [], []
     compared: dict[str, dict[str, Any]] = {}
+
     for plan in plans_of(settings, stores):
         rows = final_rows(plan)
         if not rows:
@@ -57,6 +59,7 @@ def write_tables(settings: BenchmarkSettings) -> Path:
             parts.append(comparison_table(str(_versus(settings, rows)), differences))
             compared[plan.data] = _as_json(differences)
 
+        # a point a seed: the figures draw means and deviations themselves
         flat = [{"model": row["model"], **row["test"]} for row in rows]
         frontier(flat, out / f"{plan.data}_frontier.png", group="model")
         groups(flat, out / f"{plan.data}_groups.png")
@@ -111,6 +114,7 @@ def figures_table(rows: Sequence[Row]) -> str:
         cells = [_over_seeds(same, figure_name) for figure_name in SHOWN]
         seconds = mean_and_deviation([None if counted else row["epoch_seconds"] for row in same], 1)
         cost = ["-" if counted else f"{same[0]['parameters']:,}", seconds]
+        # the last word of a setting is enough: `train.lr` is `lr`
         chosen = ", ".join(
             f"{key.rpartition('.')[2]} {value:g}" for key, value in same[0]["point"].items()
         )
@@ -141,6 +145,8 @@ def comparison(
         return {}
 
     target, user = truth(plan.store)
+
+    # (seeds, R): seeds are drawn again with the users
     own = np.stack(ranks.pop(versus))
     return {
         name: compare_ranks(own, np.stack(x), target, user, settings.draws)
@@ -206,6 +212,7 @@ def groups(rows: Sequence[Row], out: Path) -> Path:
         for index, (title, color) in enumerate(zip(parts, (BLUE, ORANGE, VERMILION), strict=True)):
             recalls = [values[name][:, index] for name in order]  # each (seeds,)
             heights = [recall.mean() for recall in recalls]
+            # ddof=1: a sample of seeds; of one seed there is no spread
             spread = [recall.std(ddof=1) if len(recall) > 1 else 0.0 for recall in recalls]
             axes[index].barh(
                 range(len(order)),
@@ -257,6 +264,7 @@ def _unseen(store: EventStore) -> str:
         return ""
 
     # macro recall gains one class of recall 0 from them, whatever their number
+    # exact, not estimated: a miss adds to the denominator alone
     rows = target_rows(store, SPLITS["test"])
     present = len(np.unique(store.column("behavior")[rows]))
     return (

@@ -21,6 +21,7 @@ from behavegpt.challenge.network import WIDTH
 from behavegpt.challenge.targets import HIDDEN_NAMES, TASKS, task_named
 from behavegpt.errors import DataError
 
+# of a score: those that the organizers publish
 DECIMALS = 4
 PLACEHOLDER = "placeholder"  # a key of the organizers' score files, always -1
 
@@ -101,10 +102,12 @@ def leaderboard(results: Sequence[Result]) -> dict[str, Any]:
             "file)."
         )
 
+    # before anything is ranked: points of different networks are no points
     _refuse_other_protocols(results)
     scored = {task for result in results for task in result.scores}
     tasks = [task for task in TASKS if task in scored]
 
+    # name -> task -> points
     points: dict[str, dict[str, float]] = {name: {} for name in names}
     close = []
     for task in tasks:
@@ -189,6 +192,7 @@ def _score(path: Path, task: str, value: Any) -> Score:
     """{"mean", "std", "seeds"} or a number, within [0, 1]."""
     fields = value if isinstance(value, dict) else {"mean": value}
     mean, std, seeds = fields.get("mean"), fields.get("std"), fields.get("seeds", 1)
+    # results of earlier versions list the seeds, the organizers' have none
     runs = len(seeds) if isinstance(seeds, list) else seeds
 
     if type(runs) is not int or runs < 1:

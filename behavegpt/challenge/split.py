@@ -48,6 +48,7 @@ from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import workspace
 from behavegpt.paths import local_path
 
+# in nanoseconds: the raw times have fractions of a second
 DAY = np.timedelta64(86_400 * 10**9, "ns")
 # 28 days with the last one, in two windows
 BEFORE_END, WINDOW = 27 * DAY, 14 * DAY
@@ -110,6 +111,7 @@ def split(
         written = _write_inputs(con, directory, work, ends, progress)
         written |= _write_targets(con, directory, work, ends, unknown_skus)
 
+        # a copy must hold all that the evaluation reads
         if not in_place:
             _copy_arrays(directory, work)
         if strict:

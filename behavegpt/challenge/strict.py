@@ -37,7 +37,9 @@ def recompute_targets(
         if not path.exists():
             continue
 
+        # as many labels as the given ones have: scores depend on their number
         size = len(np.load(path, allow_pickle=False))
+        # ties by label, so that the same input gives the same labels
         query = f"""
             SELECT {column}::BIGINT AS label, count(*) / sum(count(*)) OVER () AS share
             FROM {bought} JOIN read_parquet({literal(directory.properties)}) product USING (sku)

@@ -100,6 +100,7 @@ def naming_bad_rows(con: duckdb.DuckDBPyConnection, file: Path) -> Iterator[None
 def unusable(con: duckdb.DuckDBPyConnection, file: Path) -> DataError:
     """The error that names the first unusable row of a raw file."""
     bad = f"FROM ({events(file)}) WHERE {UNUSABLE}"
+    # a second reading of the file, only where it was refused
     rows = one_row(con, f"SELECT count(*) {bad}")[0]
 
     query = f"SELECT file_row_number, client_id, timestamp {bad} ORDER BY 1 LIMIT 1"

@@ -55,16 +55,13 @@ def validate(
     if vectors is not None:
         vectors = None if transposed else check_shape(vectors, findings)
 
-    if ids is not None and vectors is not None and len(ids) != len(vectors):
-        findings.problems.append(
-            f"{CLIENT_IDS} has {len(ids):,} clients but {EMBEDDINGS} has {len(vectors):,} rows; "
-            "row i must be the vector of client i: write both in one go."
-        )
+    if ids is not None and vectors is not None and not _same_length(ids, vectors, findings):
         ids = None
 
     if vectors is not None and vectors.dtype == np.float16 and vectors.size:
         check_values(vectors, ids, findings)
 
+    # checksums of an entry are of its numbers: of another type there is nothing to compare
     is_float = vectors is not None and vectors.dtype.kind == "f" and vectors.itemsize <= 8
     if ids is not None and vectors is not None and is_float:
         check_pairing(entry, ids, vectors, findings)
@@ -84,6 +81,7 @@ def _open(path: Path, findings: Findings) -> np.ndarray | None:
     try:
         return open_array(path)
     except DataError as error:
+        # collected, not raised: one answer tells all that is wrong
         findings.problems.append(str(error))
         return None
 
@@ -102,6 +100,7 @@ def _swapped(ids: np.ndarray | None, vectors: np.ndarray | None, findings: Findi
 
 def _transposed(ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> bool:
     """Whether the vectors stand in columns instead of rows."""
+    # a square matrix fits both ways, and is taken as it stands
     shapes_fit = ids.ndim == 1 and vectors.ndim == 2
     if not shapes_fit or len(vectors) == len(ids) or vectors.shape[1] != len(ids):
         return False
@@ -111,3 +110,15 @@ def _transposed(ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> boo
         "the vectors stand in its columns; save vectors.T."
     )
     return True
+
+
+def _same_length(ids: np.ndarray, vectors: np.ndarray, findings: Findings) -> bool:
+    """Whether each client has a vector."""
+    if len(ids) == len(vectors):
+        return True
+
+    findings.problems.append(
+        f"{CLIENT_IDS} has {len(ids):,} clients but {EMBEDDINGS} has {len(vectors):,} rows; "
+        "row i must be the vector of client i: write both in one go."
+    )
+    return False

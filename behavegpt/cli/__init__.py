@@ -23,6 +23,7 @@ from behavegpt.cli import (
     decision,
     evaluate,
     export,
+    forecast,
     generate,
     predict,
     prepare,
@@ -41,6 +42,7 @@ from behavegpt.errors import BehaveGPTError, environment_fault
 from behavegpt.signals import interrupting
 
 COMMANDS: dict[str, Command | Group] = {
+    # in the order of --help: first what is tried first, then the way from a log to a model in use
     "demo": tools.COMMANDS["demo"],
     **prepare.COMMANDS,
     **convert.COMMANDS,
@@ -49,6 +51,7 @@ COMMANDS: dict[str, Command | Group] = {
     **predict.COMMANDS,
     **decision.COMMANDS,
     **when.COMMANDS,
+    **forecast.COMMANDS,
     **update.COMMANDS,
     "vocabulary": vocabulary.VOCABULARY,
     **generate.COMMANDS,
@@ -76,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interrupting() as received:
         try:
             _check_outputs(arguments)
+
             result = arguments.carry_out(arguments)
+            # standard output holds the JSON alone; all that is told goes to standard error
             if arguments.json and result is not None:
                 print(json.dumps(result, indent=2, ensure_ascii=False, default=str), flush=True)
         except BrokenPipeError:  # `behavegpt ... | head` has read enough
@@ -87,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if argv is not None:  # called from Python, which goes on: what loading froze is freed
                 gc.unfreeze()
 
+    # `doctor` found a fault: a script must notice
     return 1 if isinstance(result, dict) and result.get("ok") is False else 0
 
 
@@ -108,6 +114,7 @@ def _failed(arguments: Arguments, error: BaseException, received: list[int]) -> 
         )
         return 128 + number  # as shells report a process that a signal ended
 
+    # a full disk or a missing permission is no bug of ours, and has no type of ours
     message = str(error) if isinstance(error, BehaveGPTError) else environment_fault(error)
     if arguments.debug or message is None:
         raise error
@@ -197,4 +204,5 @@ def _add_commands(parser: Parser, commands: dict[str, Any]) -> None:
             "--json", action="store_true", help="print the result as JSON on standard output"
         )
         child.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+        # `carry_out`, not `run`: `report RUN` has an argument of that name
         child.set_defaults(carry_out=command.run, command=child.prog, outputs=command.outputs)

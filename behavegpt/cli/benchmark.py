@@ -37,6 +37,7 @@ def _benchmark(arguments: Arguments) -> Any:
     settings = read_settings(BenchmarkSettings, arguments.config, arguments.overrides)
 
     if arguments.dry_run:
+        # a plan needs sizes and vocabularies of the logs; nothing of them is read whole
         stores = {name: open_store(entry.path) for name, entry in settings.data.items()}
         runs = [planned for plan in plans_of(settings, stores) for planned in plan.open()]
         rows = [
@@ -46,6 +47,7 @@ def _benchmark(arguments: Arguments) -> Any:
         show(arguments, ("data", "model", "kind", "seed", "point"), rows, "runs that can start now")
         return {"open": len(runs)}
 
+    # the rows of earlier processes count too: `write_tables` reads them all
     done = [] if arguments.table else benchmark(settings)
     path = write_tables(settings)
     if not arguments.json:

@@ -33,6 +33,7 @@ def _split(arguments: Arguments) -> Any:
     from behavegpt.console import progress
     from behavegpt.datasets.challenge_files import raw_rows
 
+    # rows are the unit of progress: the files differ a hundredfold in size
     with progress("split", raw_rows(arguments.directory)) as update:
         summary = split(
             arguments.directory,
@@ -111,6 +112,7 @@ def _validate(arguments: Arguments) -> Any:
     directory = open_directory(arguments.data) if arguments.data else None
     result = validate(arguments.entry, directory, arguments.subset)
 
+    # valid or not is the result here, and no error: problems go where results go
     if not arguments.json:
         zeros = f", {result['zero_vectors']:,} vectors all zero" if result["zero_vectors"] else ""
         if result["ok"]:

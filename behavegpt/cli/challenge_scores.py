@@ -34,6 +34,7 @@ def _leaderboard(arguments: Arguments) -> Any:
     from behavegpt.io import write_json
     from behavegpt.plots_challenge import challenge_scores
 
+    # a folder stands for its results, so that a leaderboard is made of a whole series
     listed = [
         sorted(path.glob("*.json")) if path.is_dir() else [path] for path in arguments.results
     ]
@@ -107,6 +108,7 @@ def _evaluate(arguments: Arguments) -> Any:
     from behavegpt.devices import default_devices
     from behavegpt.plots_challenge import challenge_results
 
+    # the hidden tasks cost as much again, and the split of the public data may lack their labels
     tasks = arguments.tasks or OPEN_TASKS
     if tasks == ["all"]:
         tasks = available_tasks(open_directory(arguments.data))
@@ -131,12 +133,14 @@ def _evaluate(arguments: Arguments) -> Any:
         f"{result['name']}: mean ± deviation over {arguments.seeds} seeds, best of 3 epochs",
     )
 
+    # also those of earlier entries: the figure compares what is in the folder
     results = [path for path in sorted(arguments.out.glob("*.json")) if path.name != BOARD]
     say(
         f"written: {arguments.out / result['name']}.json, "
         f"{challenge_results(results, arguments.out / 'scores.png')}"
     )
 
+    # measured on the challenge's data: docs/challenge.md
     if arguments.seeds == 1:
         say(
             "one seed says little: on 10,000 clients, scores of the same vectors differ "

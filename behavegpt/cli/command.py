@@ -44,6 +44,8 @@ def encoding_argument(parser: Parser) -> None:
 
 def given_options(arguments: Arguments, names: Sequence[str]) -> dict[str, Any]:
     """The options of these names that the command line gives; the others keep their defaults."""
+    # None is what argparse leaves for an option that was not given; defaults stay where the
+    # settings are
     return {
         name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
     }
@@ -72,6 +74,7 @@ class Command(NamedTuple):
     examples: str
     arguments: Callable[[Parser], None]
     run: Callable[[Arguments], Any]
+    # looked at before the work: hours of training must not end at a folder that cannot be written
     outputs: Mapping[str, Output] = {}  # argument -> what it writes
 
 
@@ -94,6 +97,7 @@ class OfUsers(Protocol):
 def give(arguments: Arguments, found: OfUsers, **facts: Any) -> Any:
     """The result of a command: how many users were written to --out, and `facts`, or with --json
     all rows; None where they are to be shown."""
+    # a file is for programs, so what the screen shows then is a line
     if arguments.out:
         from behavegpt.console import say
         from behavegpt.data.store import write_table

@@ -31,6 +31,7 @@ def _convert_arguments(parser: Parser) -> None:
         help="insert an event `tick` every DAYS days, and a column with the gaps",
     )
     parser.add_argument(
+        # with the same salt, logs converted on different days can be joined
         "--salt",
         help=(
             "git, web_log: secret for hashing users; the same secret gives the same "
@@ -76,6 +77,7 @@ def _convert(arguments: Arguments) -> Any:
         schema = make(arguments.name, arguments.source[0], arguments.out, arguments.clock)
         split = f" --split {log.split}" if log and log.split else ""
 
+    # the columns are known: guessing them again could only go wrong
     schema_file = arguments.out.with_suffix(".schema.yaml")
     print(
         f"next: behavegpt prepare {arguments.out} --schema {schema_file}{split} --out DIR",

@@ -48,24 +48,16 @@ def _thresholds(arguments: Arguments) -> Any:
     from behavegpt.data.reencode import fit_store
     from behavegpt.data.store import open_store
     from behavegpt.decision import FILE, learn_thresholds, save_thresholds
-    from behavegpt.errors import ConfigError
     from behavegpt.locks import lock
-    from behavegpt.shipped import is_universal, shipped_folder
-    from behavegpt.trained_folder import load, model_folder
+    from behavegpt.trained_folder import load
     from behavegpt.training.settings import DecisionSettings
-    from behavegpt.zero_shot import NO_THRESHOLDS
 
     given = given_options(arguments, ("objective", "keep", "min_targets"))
+
     settings = check_settings(DecisionSettings, given, "thresholds")
-    if is_universal(arguments.model):
-        raise ConfigError(NO_THRESHOLDS)
-    if shipped_folder(arguments.model):
-        raise ConfigError(
-            f"{arguments.model} is part of the package, which is read-only; copy its "
-            "folder (see `behavegpt models`) and run this on the copy."
-        )
-    folder = model_folder(arguments.model)
+    folder = _folder_to_write(arguments.model)
     predictor = load(folder)
+    # thresholds belong to the model's classes, whatever the folder's vocabulary is
     store = fit_store(open_store(arguments.data), predictor.tokenizer)
 
     with lock(folder / FILE):
@@ -74,6 +66,7 @@ def _thresholds(arguments: Arguments) -> Any:
 
     facts = thresholds.facts
     if facts["weight"] is None:
+        # cross-fitting has told: what helps on the users it was learned on may do harm on others
         say("no thresholds helped on the users that they were not learned on, so all are 0")
 
     rows = []
@@ -90,6 +83,24 @@ def _thresholds(arguments: Arguments) -> Any:
 
     say(f"written: {folder / FILE}; use them with --thresholds")
     return {"out": str(folder / FILE), **facts}
+
+
+def _folder_to_write(model: Path) -> Path:
+    """The folder of a model of one's own. Raises ConfigError for those of the package."""
+    from behavegpt.errors import ConfigError
+    from behavegpt.shipped import is_universal, shipped_folder
+    from behavegpt.trained_folder import model_folder
+    from behavegpt.zero_shot import NO_THRESHOLDS
+
+    if is_universal(model):
+        raise ConfigError(NO_THRESHOLDS)
+    # an upgrade would silently take the thresholds away again
+    if shipped_folder(model):
+        raise ConfigError(
+            f"{model} is part of the package, which is read-only; copy its "
+            "folder (see `behavegpt models`) and run this on the copy."
+        )
+    return model_folder(model)
 
 
 COMMANDS: dict[str, Command] = {

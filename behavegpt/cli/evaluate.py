@@ -124,6 +124,7 @@ def _evaluate_universal(arguments: Arguments) -> Any:
     name += ".json" if arguments.split == "test" else f".{arguments.split}.json"
     out = arguments.out or arguments.data / "eval" / name
     check_output(out, "file")
+    # its mixer alone: the tables are counted anew, on the training split of this folder
     model = load_zero_shot(arguments.model).model
 
     with lock(out):

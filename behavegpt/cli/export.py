@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser, given_options, named_logs
 from behavegpt.cli.models import load_trained, log_arguments
+
+if TYPE_CHECKING:
+    from behavegpt.embeddings.export import ExportSettings
 
 
 def _export_arguments(parser: Parser) -> None:
@@ -55,18 +58,12 @@ def _export(arguments: Arguments) -> Any:
     from accelerate import PartialState
 
     from behavegpt.arrays import open_array
-    from behavegpt.config import check_settings
     from behavegpt.console import progress, say
-    from behavegpt.embeddings.export import ExportSettings, export
+    from behavegpt.embeddings.export import export
     from behavegpt.training.model_folder import Trained
     from behavegpt.training.ranks import tell_ranks
 
-    names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
-    given = given_options(arguments, names)
-    if "pool" in given:
-        given["pool"] = given["pool"].split("+")
-
-    settings = check_settings(ExportSettings, given, "export")
+    settings = _settings(arguments)
     # one process may prepare or assemble for hours while the others wait
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(days=7))
     tell_ranks(state)
@@ -98,6 +95,18 @@ def _export(arguments: Arguments) -> Any:
         )
 
     return manifest
+
+
+def _settings(arguments: Arguments) -> ExportSettings:
+    from behavegpt.config import check_settings
+    from behavegpt.embeddings.export import ExportSettings
+
+    # no defaults here: those of ExportSettings hold for Python too
+    names = ("pool", "half_life", "scale", "fill", "dtype", "block_users")
+    given = given_options(arguments, names)
+    if "pool" in given:
+        given["pool"] = given["pool"].split("+")
+    return check_settings(ExportSettings, given, "export")
 
 
 COMMANDS: dict[str, Command] = {

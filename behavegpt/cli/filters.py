@@ -61,10 +61,12 @@ def read_labels(texts: Sequence[str]) -> list[str]:
             continue
         path = local_path(text[1:])
         try:
+            # utf-8-sig: a spreadsheet's byte order mark would make the first label unknown
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path}: not a text file of labels ({error}); write one label per line, in UTF-8."
             ) from None
+        # as they stand, without strip: a label may begin or end with a space
         labels += [line for line in lines if line.strip()]
     return labels

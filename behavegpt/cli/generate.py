@@ -89,6 +89,7 @@ def _generate(arguments: Arguments) -> Any:
     names = ("samples", "temperature", "top_p", "until", "seed", "probabilities")
     options = {name: getattr(arguments, name) for name in names} | _policies(arguments.policy)
     if arguments.data:
+        # read before the log: a folder of another schema is refused at once
         options["links"] = _links(predictor, arguments.data)
 
     # --until ends a future; the number of steps is then but a bound
@@ -115,6 +116,7 @@ def _futures(
             **options,
         )
 
+    # a future whose times are sampled is no forecast of times: the reader is told
     for field, policy in futures.policies.items():
         say(f"{field}: {policy}")
 
@@ -130,6 +132,7 @@ def _futures(
 
     write_table(rows, arguments.out)
     if options.get("probabilities"):
+        # a table of its own: it has several rows for each drawn event
         name = f"{arguments.out.stem}.probabilities{arguments.out.suffix}"
         write_table(futures.probabilities_table(), arguments.out.with_name(name))
 
@@ -158,6 +161,7 @@ def _links(predictor: Predictor | UniversalPredictor, data: Path) -> Any:
             "--data is for trained models; the universal model looks at the log itself."
         )
 
+    # in the model's ids: the folder may have been prepared with another vocabulary
     return learn_links(predictor.model, fit_store(open_store(data), predictor.tokenizer))
 
 

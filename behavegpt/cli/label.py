@@ -57,29 +57,12 @@ def finetune_label_command(arguments: Arguments) -> Any:
     """`finetune MODEL LOG ... --mode label`. Raises ConfigError for what is missing."""
     from behavegpt.config import read_settings
     from behavegpt.console import progress, say
-    from behavegpt.errors import ConfigError
     from behavegpt.labeling.run import BESIDE, finetune_label
     from behavegpt.labeling.settings import LabelSettings
 
-    logs = [word for word in arguments.overrides if "=" not in word or Path(word).exists()]
-    words = [word for word in arguments.overrides if word not in logs]
-    outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
-    words = [word for word in words if not word.startswith("out=")]
-    missing = {
-        "LOG, behind the model": logs,
-        "--labels TABLE": arguments.labels,
-        "--at DATE": arguments.at,
-        "out=RUN": outs,
-    }
-    for name, given in missing.items():
-        if not given:
-            raise ConfigError(f"finetune --mode label: {name} is missing; add it.")
-    if arguments.resume:
-        raise ConfigError(
-            "--resume does not work with --mode label, which takes minutes; start it again."
-        )
-
+    logs, out, words = _split_words(arguments)
     settings = read_settings(LabelSettings, None, words)
+    # fits: each fold's network, the one of all users, and the probes beside them
     total = settings.folds * settings.seeds + 1 + 2 * len(BESIDE) * bool(settings.seeds)
     with progress("fine-tune", total) as advance:
         finished = 0
@@ -87,6 +70,7 @@ def finetune_label_command(arguments: Arguments) -> Any:
         def step(name: str) -> None:
             nonlocal finished
             finished += 1
+            # a probe more than was thought of must not end the work
             advance(min(finished, total), name)
 
         result = finetune_label(
@@ -94,15 +78,42 @@ def finetune_label_command(arguments: Arguments) -> Any:
             named_logs(arguments, logs),
             arguments.labels,
             arguments.at,
-            outs[-1],
+            out,
             label=arguments.label,
             label_user=arguments.label_user,
             step=step,
             **settings.model_dump(),
         )
     _tell(arguments, result)
-    say(f"model: {Path(outs[-1]) / 'model'}; predict with it: behavegpt predict {outs[-1]} LOG")
+    say(f"model: {Path(out) / 'model'}; predict with it: behavegpt predict {out} LOG")
     return result.to_dict()
+
+
+def _split_words(arguments: Arguments) -> tuple[list[str], str, list[str]]:
+    """Logs, the run's folder and settings, which come in one list. Raises ConfigError for what is
+    missing."""
+    from behavegpt.errors import ConfigError
+
+    # a file may have `=` in its name
+    logs = [word for word in arguments.overrides if "=" not in word or Path(word).exists()]
+    words = [word for word in arguments.overrides if word not in logs]
+    outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
+    # argparse cannot ask for them: the other modes do without
+    needed = {
+        "LOG, behind the model": logs,
+        "--labels TABLE": arguments.labels,
+        "--at DATE": arguments.at,
+        "out=RUN": outs,
+    }
+    for name, given in needed.items():
+        if not given:
+            raise ConfigError(f"finetune --mode label: {name} is missing; add it.")
+    if arguments.resume:
+        raise ConfigError(
+            "--resume does not work with --mode label, which takes minutes; start it again."
+        )
+    # the last one given, as for every other setting
+    return logs, outs[-1], [word for word in words if not word.startswith("out=")]
 
 
 def _tell(arguments: Arguments, result: ProbeResult) -> None:
@@ -154,4 +165,5 @@ def predict_labels(arguments: Arguments) -> Any:
 
 
 def _text(value: Any) -> str:
+    # probabilities and regressed values alike
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from behavegpt.zero_shot import UniversalPredictor
 
 _COLUMNS = ("user", "time", "event", "location", "behavior", "order", "group")
+# how the training log was written is part of a model; these say what differs now
 _READING = (*_COLUMNS, "time_format", "time_unit", "naive_time")
 
 
@@ -52,6 +53,7 @@ def log_arguments(parser: Parser) -> None:
         help="how to read times without a zone: in the log's zone, or as UTC",
     )
     group.add_argument(
+        # a trained model keeps the zone of its training: weekday and slot would be others
         "--tz",
         metavar="ZONE",
         help="universal only: IANA time zone used for weekday and time slot (default UTC)",
@@ -99,6 +101,7 @@ def load_with_logs(
             given = _given(arguments)
             logs = named_logs(arguments, arguments.logs)
             return universal.fit_tables(logs, given=given, **changes), None
+    # of a trained model all logs are asked about: its counts are those of its training
     elif arguments.logs:
         return load_trained(arguments, device), named_logs(arguments, arguments.logs)
 

@@ -33,29 +33,7 @@ def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("--top-k", type=int, default=5, help="behaviors per user (default 5)")
     decision_arguments(parser)
     filter_arguments(parser)
-    parser.add_argument(
-        "--at",
-        metavar="TIME",
-        help=(
-            "predict what happens at this time: '2026-11-28 18:30', local time in the log's "
-            "zone; only its weekday and time slot matter. For `universal` and for models "
-            "trained with model.given. With a label head: ignore events from this time on"
-        ),
-    )
-    parser.add_argument(
-        "--location-now", metavar="PLACE", help="predict what happens at this place, likewise"
-    )
-    when_arguments(parser)
-    parser.add_argument(
-        "--next",
-        type=int,
-        metavar="K",
-        help=(
-            "the next K events as a sequence with times: each time the most probable "
-            "behavior, after the user's median gap; for random futures use `behavegpt "
-            "generate`"
-        ),
-    )
+    _moment_arguments(parser)
     parser.add_argument(
         "--out", type=Path, help="parquet, CSV or JSONL file (default: print the first users)"
     )
@@ -79,11 +57,39 @@ def _predict_arguments(parser: Parser) -> None:
     log_arguments(parser)
 
 
+def _moment_arguments(parser: Parser) -> None:
+    """Of when and where the next behavior is asked, and how many of them."""
+    parser.add_argument(
+        "--at",
+        metavar="TIME",
+        help=(
+            "predict what happens at this time: '2026-11-28 18:30', local time in the log's "
+            "zone; only its weekday and time slot matter. For `universal` and for models "
+            "trained with model.given. With a label head: ignore events from this time on"
+        ),
+    )
+    parser.add_argument(
+        "--location-now", metavar="PLACE", help="predict what happens at this place, likewise"
+    )
+    when_arguments(parser)
+    parser.add_argument(
+        "--next",
+        type=int,
+        metavar="K",
+        help=(
+            "the next K events as a sequence with times: each time the most probable "
+            "behavior, after the user's median gap; for random futures use `behavegpt "
+            "generate`"
+        ),
+    )
+
+
 def _predict(arguments: Arguments) -> Any:
     from behavegpt.console import progress, say
     from behavegpt.errors import ConfigError
     from behavegpt.labeling.folder import holds_label_model
 
+    # a folder says itself what is asked of it; `--task` would be one word more to get wrong
     if holds_label_model(arguments.model):
         return predict_labels(arguments)
     if arguments.when or arguments.within or arguments.now:
@@ -99,6 +105,7 @@ def _predict(arguments: Arguments) -> Any:
             f"--save is for the universal model's tables; {arguments.model} is a trained model."
         )
 
+    # an answer of its own: probabilities are those of the top behavior alone
     if arguments.explain is not None:
         return _explain(arguments, predictor, logs, filters)
 
@@ -133,6 +140,7 @@ def _given_or_shown(arguments: Arguments, predictions: Predictions) -> Any:
     rows = predictions.to_table()
     # the first 20 users, with all their ranks
     shown = rows.slice(0, 20 * predictions.labels.shape[1]).to_pylist()
+    # four digits: more say nothing, and fewer make rare behaviors equal
     texts = [row | {"probability": f"{row['probability']:.4f}"} for row in shown]
     show(arguments, rows.column_names, [list(map(str, row.values())) for row in texts])
     return None
@@ -182,6 +190,7 @@ def _embed(arguments: Arguments) -> Any:
     from behavegpt.data.store import write_table
 
     predictor, logs = load_with_logs(arguments)
+    # float32 as computed; `export` writes float16 and is made for millions of users
     embedded = predictor.embed(logs)
     users, width = embedded.vectors.shape
     write_table(embedded.to_table(), arguments.out)

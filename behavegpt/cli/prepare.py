@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 ROLES = ("user", "time", "event", "location", "behavior", "order", "group")
+# roles that are never guessed say what they are for
 _HINTS = {
     "order": "column that orders events of one moment, such as a line number (default: none)",
     "group": "column that tells baskets apart, such as an invoice: events of one are a set, "
@@ -54,6 +55,7 @@ def _column_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--extra",
         nargs="*",
+        # a list and not None: the columns are joined to those of the schema
         default=[],
         metavar="COLUMN",
         help="additional categorical input columns",
@@ -120,10 +122,30 @@ def _prepare_arguments(parser: Parser) -> None:
         nargs="+",
         help="CSV, JSON, parquet or Arrow files, globs or folders, or hf:NAME[:SPLIT]",
     )
+    # not required: --dry-run writes nothing
     parser.add_argument("--out", type=Path, help="output folder")
     encoding_argument(parser)
     _column_arguments(parser)
     _time_arguments(parser)
+    _selection_arguments(parser)
+    parser.add_argument("--memory", default="2GiB", help="memory limit (default 2GiB)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument(
+        "--engine",
+        choices=("local", "spark"),
+        default="local",
+        help="engine that reads and sorts the rows (default local)",
+    )
+    parser.add_argument(
+        "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the guesses and counts, write nothing"
+    )
+
+
+def _selection_arguments(parser: Parser) -> None:
+    """Which events and labels are kept, and in which split they are."""
     parser.add_argument(
         "--split",
         default="time:0.7,0.15,0.15",
@@ -153,20 +175,6 @@ def _prepare_arguments(parser: Parser) -> None:
         default=0.01,
         help="stop if a larger share of the rows is bad (default 0.01)",
     )
-    parser.add_argument("--memory", default="2GiB", help="memory limit (default 2GiB)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
-    parser.add_argument(
-        "--engine",
-        choices=("local", "spark"),
-        default="local",
-        help="engine that reads and sorts the rows (default local)",
-    )
-    parser.add_argument(
-        "--spark-master", metavar="URL", help="for example local[8] or spark://host:7077"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the guesses and counts, write nothing"
-    )
 
 
 def _given(arguments: Arguments) -> dict[str, Any]:
@@ -182,8 +190,11 @@ def _prepare(arguments: Arguments) -> Any:
     from behavegpt.ingest.prepare import prepare, preview
 
     logs = named_logs(arguments, arguments.logs)
+    # guessed and shown before anything is read whole: a wrong column costs seconds then, not an
+    # hour
     schema = _schema(arguments, logs)
     options = {name: getattr(arguments, name) for name in _PREPARE_OPTIONS}
+
     if arguments.dry_run:
         return _dry_run(preview(logs, schema, out=arguments.out, **options))
     if arguments.out is None:

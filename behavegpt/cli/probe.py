@@ -21,6 +21,7 @@ from behavegpt.cli.models import load_uncounted, log_arguments
 if TYPE_CHECKING:
     from behavegpt.probing.result import ProbeResult, Score
 
+# options of the same names as ProbeSettings has; not given, they keep its defaults
 SETTINGS = (
     *("task", "probes", "folds", "seeds", "top_labels", "min_users", "stale_weeks", "pool"),
 )  # fmt: skip
@@ -105,6 +106,7 @@ def _probe(arguments: Arguments) -> Any:
     # before the model and the log are opened
     settings = check_settings(ProbeSettings, given, "probe")
     predictor, columns = load_uncounted(arguments)
+    # fits: each set by each probe, and once more by the first one at each age
     total = len(SETS) * (len(settings.probes) + len(settings.stale_weeks))
     finished = 0
 
@@ -127,6 +129,7 @@ def _probe(arguments: Arguments) -> Any:
             **given,
         )
 
+    # the word as it was typed: `demo` is a path into the package by now
     result.facts["model"] = str(arguments.model)
     _tell(result)
     _show(arguments, result)
@@ -149,6 +152,7 @@ def _tell(result: ProbeResult) -> None:
             say(f"{facts[name]:,} {text}")
     if facts["stale_users"]:
         say(f"staleness: {facts['stale_users']:,} users have events before the oldest cutoff")
+    # a leak that no figure shows: the vectors may have seen the answer
     if facts["trained_on_later_events"]:
         say(
             f"warning: the model was trained on events until {facts['trained_until']}, "
@@ -162,6 +166,7 @@ def _show(arguments: argparse.Namespace, result: ProbeResult) -> None:
     from behavegpt.console import say
 
     facts, metrics = result.facts, result.metrics
+    # shares of the classes, or quartiles: figures mean little without them
     spread = facts.get("classes") or facts["values"]
     listed = ", ".join(f"{name} {value:.3g}" for name, value in list(spread.items())[:10])
 

@@ -60,6 +60,7 @@ def _profile(arguments: Arguments) -> Any:
             raise ConfigError("--embed needs --to ENTRY, the folder for the new clients' vectors.")
         data = settings.data.model_copy(update={"path": str(arguments.embed)})
         return embed_new(settings.out, data, arguments.to, arguments.ensemble, arguments.at)
+    # ages of a run are fixed by its history: another day would not fit what was learned
     if arguments.at:
         raise ConfigError("--at is the day of --embed DIR; a run counts from its own last event.")
 
@@ -88,6 +89,7 @@ def _profile(arguments: Arguments) -> Any:
 
 def _cells(member: dict[str, Any]) -> list[str]:
     if member["status"] in ("off", "failed"):
+        # nothing was built: no sizes and no times
         return [member["kind"], member["status"]]
 
     peak = member["peak_bytes"]
@@ -125,6 +127,7 @@ def _probed(data: Path, out: Path, report: dict[str, Any]) -> dict[str, dict[str
     scores: dict[str, dict[str, float]] = {name: {} for name in vectors}
 
     for task in available_tasks(directory):
+        # read once a task, for all entries: a million clients' labels take longer than a probe
         targets = load_targets(directory, ids, task)
         for name, matrix in vectors.items():
             rows = targets.rows

@@ -14,6 +14,7 @@ from behavegpt.cli import scale_law
 from behavegpt.cli.command import Arguments, Command, Group, Parser, show
 from behavegpt.cli.scale_law import checked_options, device_arguments
 
+# column of a row -> heading, in the order of the table
 DRY_RUN = {
     "size": "size",
     "params": "parameters",
@@ -54,6 +55,7 @@ def _run_arguments(parser: Parser) -> None:
 
 def _worker(text: str) -> tuple[int, int]:
     share = re.fullmatch(r"(\d+)/(\d+)", text)
+    # from 0, as SLURM_ARRAY_TASK_ID counts
     if not share or int(share[1]) >= int(share[2]):
         raise argparse.ArgumentTypeError(
             f"{text!r}: write I/N with I from 0 to N - 1, for example 0/8"
@@ -114,6 +116,7 @@ def _dry_run(arguments: Arguments, settings: Any) -> Any:
             file=sys.stderr,
         )
 
+    # the largest sizes take minutes a step on a CPU: a dry run must not
     if any(row.get("measured") is False for row in rows):
         print(
             "events/s of the largest sizes follow from the measured ones by operations.",
@@ -130,6 +133,7 @@ def _cells(row: dict[str, Any], names: Iterable[str]) -> list[str]:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
+    # hours on a device have more digits: a sweep of tiny models takes seconds there
     formats = {"flops": ".2e", "gib": ".2f", "hours": ".2f", "device_hours": ".4f", "size": ""}
     return format(value, formats.get(name, ",.0f"))
 

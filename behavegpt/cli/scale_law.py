@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # --help reads no settings
     from behavegpt.config import S
 
 COUNTS = ("total", "without_embeddings")
+# attribute of a fit -> how it is shown
 FIGURES = {
     "alpha": "alpha (N)",
     "beta": "beta (D)",
@@ -128,6 +129,7 @@ def _fit(arguments: Arguments) -> Any:
         figures = draw_sweep(rows, fit, folder, arguments.floor)
         print(f"figures: {', '.join(str(path) for path in figures)}", file=sys.stderr)
 
+    # hundreds of refits, which fit.json holds for the figures
     return fit.model_dump(exclude={"draws"})
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from behavegpt.zero_shot import UniversalPredictor
 
 
+# addresses that no other machine reaches
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -34,6 +35,7 @@ def _serve_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "overrides",  # `cli` finds those behind options by this name
+        # one list of words: logs and settings, which `_split_words` parts
         nargs="*",
         metavar="LOG | NAME=VALUE",
         help=(
@@ -91,7 +93,9 @@ def _serve(arguments: Arguments) -> Any:
     save = None
     if arguments.save and not isinstance(predictor, LabelPredictor):
         save = _saver(predictor, arguments.save)
+
     app = make_app(predictor, settings)
+    # --port 0 has the system choose one
     host, port = arguments.host, address.getsockname()[1]
     say(f"http://{host}:{port} is serving {arguments.model} (playground: /, endpoints: /docs)")
 
@@ -114,6 +118,7 @@ def _saver(
 
     if isinstance(predictor, Predictor):
         state_files.refuse_used(folder)
+        # when the service ends: what was learned since it began is in memory alone
         return lambda states: say(f"written: {predictor.save_states(folder, states)} (states)")
 
     model.refuse_used(folder)
@@ -124,7 +129,10 @@ def _split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Logs and overrides, which argparse cannot tell apart: `NAME=VALUE` is no log, unless there is
     such a file."""
     overrides = [
-        word for word in words if "=" in word and not Path(word).exists() and "://" not in word
+        # an address may hold a query: hf://... or s3://...?versionId=1
+        word
+        for word in words
+        if "=" in word and not Path(word).exists() and "://" not in word
     ]
     return [word for word in words if word not in overrides], overrides
 
@@ -143,6 +151,7 @@ def _load_label(arguments: Arguments, logs: list[str]) -> LabelPredictor:
         raise ConfigError(
             f"{', '.join(logs)}: {arguments.model} keeps no states of users; leave logs out."
         )
+
     model = load_label(arguments.model, arguments.device)
     changes = log_changes(arguments)
     return LabelPredictor(model.model, model.tokenizer.reading(changes)) if changes else model
@@ -163,6 +172,7 @@ def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredict
         refuse_users(arguments)
         universal = load_zero_shot(arguments.model)
     if universal is not None and not universal.counted:
+        # where the helper of the other commands looks for them
         arguments.logs = logs
         return load_with_logs(arguments)[0]
     if arguments.given:
@@ -219,9 +229,14 @@ def _export_model(arguments: Arguments) -> Any:
     from behavegpt.export_model import export_model
 
     summary = export_model(
-        load(arguments.model, "cpu"), arguments.out, arguments.format, arguments.overwrite
+        # on a CPU: a file that was traced on a GPU would ask for one
+        load(arguments.model, "cpu"),
+        arguments.out,
+        arguments.format,
+        arguments.overwrite,
     )
     difference = summary["largest_difference"]
+    # an optional library: the file is as good without it, but nobody has run it
     checked = (
         "not checked: no onnxruntime"
         if difference is None

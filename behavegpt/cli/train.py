@@ -36,6 +36,7 @@ def _train(arguments: Arguments) -> Any:
     )
     print(f"model: {run / 'model'}", file=sys.stderr)
 
+    # as it was written: a run may have been finished before, and is not trained again
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from behavegpt.cli.command import Arguments, Command, Parser, given_options, named_logs, show
 from behavegpt.cli.models import log_arguments, log_changes
 
+# setting -> its type and help; the defaults are those of UpdateSettings
 NUMBERS = {
     "steps": (int, "optimizer steps on the new events (default 100); 0: only counts and labels"),
     "rate": (float, "learning rates, relative to the run's (default 0.3)"),
@@ -55,6 +56,7 @@ def _update(arguments: Arguments) -> Any:
     from behavegpt.updating.settings import UpdateSettings
 
     given = given_options(arguments, OPTIONS)
+    # before the log is read
     check_settings(UpdateSettings, given, "update")
     run = arguments.model
     if arguments.undo:
@@ -66,6 +68,7 @@ def _update(arguments: Arguments) -> Any:
     if not arguments.logs:
         raise ConfigError(f"update {run}: add the files of later events after the run.")
 
+    # before the update, which leaves them out
     beside = left_out(run)
     result = update(
         run,
@@ -78,10 +81,12 @@ def _update(arguments: Arguments) -> Any:
     for sheet in result.sheets():
         show(arguments, sheet.columns, sheet.rows, sheet.title)
     row = result.row
+
     if row["late"]:
         say(f"dropped {row['late']:,} events that are not later than those seen before")
     say(f"{result.verdict}: {result.model}; all updates: {run / 'updates.jsonl'}")
     if beside and result.verdict != "rolled back":
+        # thresholds and times follow the weights: old ones would be wrong without a sign of it
         say(f"learn again what belonged to the previous weights: {', '.join(beside)}")
     return row
 

@@ -30,6 +30,7 @@ def _retire(arguments: Arguments) -> Any:
             f"{arguments.model} has the labels of the log that it counts; use --exclude, "
             "or count a log without these behaviors."
         )
+
     told = retire(arguments.model, read_labels(arguments.labels), arguments.out)
     say(f"{told['retired']:,} of {told['behaviors']:,} behaviors retired: {arguments.out}")
     return {"out": str(arguments.out), **told}
@@ -46,6 +47,7 @@ def _add(arguments: Arguments) -> Any:
             f"{arguments.model} has the labels of the log that it counts; count a log "
             "that contains them."
         )
+
     told = add_behaviors(arguments.model, read_labels(arguments.labels), arguments.out)
     back = f", {told['back']:,} retired ones are back" if told["back"] else ""
     say(f"{told['added']:,} behaviors added to {told['known']:,}{back}: {arguments.out}")

@@ -79,6 +79,7 @@ def tell_when(arguments: Arguments) -> Any:
 
 def _span(seconds: float | None) -> str:
     """Seconds in words; None: longer than any gap of training."""
+    # no quantile is known there: the longest gaps of training ended below it
     if seconds is None:
         return "beyond training"
     for unit, size in (("d", DAY), ("h", 3600), ("min", 60)):
@@ -111,6 +112,7 @@ def _when(arguments: Arguments) -> Any:
     from behavegpt.timing.fit import fit_gaps
     from behavegpt.trained_folder import load, model_folder
 
+    # before the model and the data are opened: a mistyped span costs nothing
     given = given_options(arguments, ("within",))
     seconds = span_seconds(check_settings(WhenOptions, given, "when").within)
     if is_universal(arguments.model):
@@ -128,6 +130,7 @@ def _when(arguments: Arguments) -> Any:
     predictor = load(folder)
     tokenizer = predictor.tokenizer
     refuse_baskets(tokenizer.event_schema, "when")
+    # the model's ids: its gaps are learned by its behaviors
     store = fit_store(open_store(arguments.data), tokenizer)
     with lock(folder / FILE):
         gaps = fit_gaps(store)

@@ -18,7 +18,7 @@ import numpy as np
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import ConfigError
-from behavegpt.ragged import ranges
+from behavegpt.ragged import owners, ranges
 
 NUMBER = "basket"  # the column of a store or a log: number of an event's basket in its history
 
@@ -100,7 +100,7 @@ def asked_after(baskets: Baskets, source: np.ndarray, scored: np.ndarray) -> Ask
     following = source[places] + 1
     size = baskets.begin[following + 1] - baskets.begin[following]  # (S,)
     event = ranges(baskets.begin[following], size)
-    owner = np.repeat(np.arange(len(places)), size)
+    owner = owners(size)
 
     known = baskets.is_target[event]
     event, owner = event[known], owner[known]

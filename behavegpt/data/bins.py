@@ -34,16 +34,19 @@ class Bins(Vocabulary):
     def fit(cls, labels: pa.StringArray, counts: np.ndarray) -> Bins:
         """Ranges that hold about equally many events, negative numbers and 0 apart, of labels (L,)
         and their training counts (L,)."""
+        # each distinct number once, with its events: a log has far fewer than events
         values, seen = numbers(labels), np.asarray(counts)
         used = ~np.isnan(values) & (seen > 0)
         order = np.argsort(values[used], kind="stable")
         values, seen = values[used][order], seen[used][order]
 
         parts = [values < 0, values == 0, values > 0]
+        # a sign says more than an amount: a refund is no small purchase
         bins = [max(1, round(BINS * seen[part].sum() / max(1, seen.sum()))) for part in parts]
         edges = np.concatenate(
             [_quantiles(values[part], seen[part], n) for part, n in zip(parts, bins, strict=True)]
         )
+
         held = np.searchsorted(edges, values, "right") - 1
         totals = np.bincount(held, seen, len(edges)).astype(np.int64)
         return cls(pa.array([repr(float(edge)) for edge in edges], pa.string()), totals)
@@ -60,6 +63,7 @@ class Bins(Vocabulary):
         values = numbers(array)
         if not len(self.edges):
             return np.full(len(values), UNKNOWN, np.int64)
+        # below the first edge is the first range: training saw nothing so small
         ids = np.maximum(np.searchsorted(self.edges, values, "right") - 1, 0) + FIRST
         return np.where(np.isnan(values), UNKNOWN, ids)
 
@@ -80,6 +84,7 @@ def numbers(labels: pa.Array | pa.ChunkedArray) -> np.ndarray:
         texts = texts.combine_chunks()
     legal = pc.fill_null(pc.match_substring_regex(texts, _NUMBER), False)
     texts = pc.utf8_trim_whitespace(pc.if_else(legal, texts, None))
+
     # Arrow's parser takes no leading plus
     values = pc.replace_substring_regex(texts, r"^\+", "").cast(pa.float64())
     found = np.array(values.to_numpy(zero_copy_only=False), np.float64)
@@ -93,6 +98,7 @@ def _quantiles(values: np.ndarray, counts: np.ndarray, ranges: int) -> np.ndarra
         return values
     before = np.cumsum(counts) - counts  # (L,) events below each value
     wanted = np.arange(ranges) * counts.sum() / ranges
+    # one value may be several quantiles: it is one range then
     return values[np.unique(np.searchsorted(before, wanted, "right") - 1)]
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
+
+import pyarrow as pa
 
 from behavegpt.data.labels import (
     EXACT,
@@ -32,6 +34,10 @@ class TextRule(NamedTuple):
     fits: Callable[[str], bool]
     written: Callable[[str], str]
 
+    def keeps(self, text: str) -> bool:
+        """Whether a label may be written so, and is already."""
+        return self.fits(text) and self.written(text) == text
+
 
 def labels_of(texts: Collection[str], rule: str | None) -> dict[str, str] | None:
     """Text -> label of the distinct texts of a column; `rule` is the stored one, None without one.
@@ -49,6 +55,18 @@ def labels_of(texts: Collection[str], rule: str | None) -> dict[str, str] | None
 
     written = TEXT_RULES[rule].written
     return {text: written(text) for text in texts}
+
+
+def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
+    """Rules of fields whose labels were written before rules were stored: those that leave every
+    label as it is."""
+    rules = {}
+    for field, labels in vocabularies.items():
+        texts = labels.to_pylist()
+        kept = (name for name, rule in TEXT_RULES.items() if all(map(rule.keeps, texts)))
+        # without labels there is nothing to tell it by, and all rules would do
+        rules[field] = next(kept, TEXT) if texts else TEXT
+    return rules
 
 
 def number_text(value: float) -> str:

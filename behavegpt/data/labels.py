@@ -10,11 +10,10 @@ from CSV, JSONL, parquet, a frame and HTTP, alone or in company.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import duckdb
-import pyarrow as pa
 
 from behavegpt.data.database import literal, one_row, quoted
 from behavegpt.errors import DataError
@@ -28,7 +27,7 @@ DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 MIDNIGHT = DATE + "([ T]00:00:00([.]0+)?)?"
 MOMENT = DATE + "([ T][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?)?"
 SCALES = range(2, 19)  # decimals; a single one is a number
-_SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
+SAMPLE = 1000  # labels that rule out most rules before all labels are looked at
 
 
 class Rule(NamedTuple):
@@ -98,27 +97,6 @@ def text_sql(value: str, kind: str) -> str:
     return f"CASE WHEN {whole} THEN ({value})::BIGINT::VARCHAR ELSE ({value})::VARCHAR END"
 
 
-def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list[str] | None:
-    """Rules that all labels of a table (column `label`) of values of a DuckDB type fit; None
-    without any label."""
-    if kind.endswith(("INT", "INTEGER")):
-        return ["integer", TEXT] if one_row(con, f"SELECT count(*) FROM {table}")[0] else None
-
-    rules: list[str] | None = list(RULES)
-    # the sample rules out most rules cheaply; what is left is tested on every label
-    for part in (f"(SELECT label FROM {table} LIMIT {_SAMPLE})", table):
-        tests = ", ".join(f"bool_and({RULES[name].fits})" for name in rules or [])
-        fits = one_row(con, f"SELECT {tests} FROM {part}") if tests else ()
-        if fits and fits[0] is None:
-            return None
-
-        rules = [name for name, fit in zip(rules or [], fits, strict=True) if fit]
-        if rules == [TEXT]:
-            break
-
-    return rules
-
-
 def common_rules(parts: Iterable[Sequence[str] | None]) -> list[str] | None:
     """Rules that fit all parts of a log, of those that fit each; None where no part has a label."""
     sets = [set(part) for part in parts if part is not None]
@@ -132,27 +110,6 @@ def common_rules(parts: Iterable[Sequence[str] | None]) -> list[str] | None:
 def choose_rule(fitting: Collection[str] | None) -> str:
     """The rule of a column, of those that fit; text where there is nothing to tell it by."""
     return next((name for name in RULES if fitting is not None and name in fitting), TEXT)
-
-
-def infer_rules(vocabularies: Mapping[str, pa.Array]) -> dict[str, str]:
-    """Rules of fields whose labels were written before rules were stored: those that leave every
-    label as it is."""
-    # no folder to spill into: a vocabulary fits in memory
-    con = duckdb.connect()
-    try:
-        rules = {}
-        for field, labels in vocabularies.items():
-            con.register("labels", pa.table({"label": labels.cast(pa.string())}))
-
-            tests = ", ".join(
-                f"bool_and({rule.fits} AND label = {rule.sql})" for rule in RULES.values()
-            )
-            fits = one_row(con, f"SELECT {tests} FROM labels")
-            rules[field] = next((name for name, fit in zip(RULES, fits, strict=True) if fit), TEXT)
-
-        return rules
-    finally:
-        con.close()
 
 
 def create_values(
@@ -216,5 +173,5 @@ def _is_numeric(con: duckdb.DuckDBPyConnection, values: str, rule: str | None) -
         return rule in ("integer", "number")
 
     # the sample first: one text that is no number ends the test
-    parts = (f"(SELECT label FROM {values} LIMIT {_SAMPLE})", values)
+    parts = (f"(SELECT label FROM {values} LIMIT {SAMPLE})", values)
     return all(one_row(con, f"SELECT bool_and({_full(NUMBER)}) FROM {part}")[0] for part in parts)

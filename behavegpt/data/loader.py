@@ -36,6 +36,7 @@ ALL = Share()
 
 def columns_of(store: EventStore) -> Mapping[str, np.ndarray]:
     """The store's columns with `behavior` always present."""
+    # where events are the classes it is no column of its own
     return {**store.columns, "behavior": store.column("behavior")}
 
 
@@ -45,6 +46,7 @@ def memory_of(
     """Reads the counts at events of a prepared folder; `leave_out`: at events that were counted."""
     if store.baskets is not None:
         return store_memory(store, counts, leave_out)
+
     columns = dated_columns(store)
     if counts.given:
         columns = Columns(**moved(columns._asdict(), store.offsets, counts.given))
@@ -176,10 +178,12 @@ def evaluation_batches(
     """
     row_length = row_length_for(max_length)
     windows = evaluation_windows(store.baskets or store, split, max_length)
+    # not shuffled: the same targets stand in the same batches at each validation
     plan = pack_rows(windows, row_length)
     columns = columns_of(store)
     memory = None if counts is None else memory_of(store, counts)
 
+    # every `world`-th row: rows are by length, so the shares cost about the same
     mine = np.arange(share.rank, plan.rows, share.world)
     for first in range(0, len(mine), rows_per_batch):
         rows = mine[first : first + rows_per_batch]

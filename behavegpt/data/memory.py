@@ -37,30 +37,26 @@ class Spans(NamedTuple):
     high: np.ndarray  # (h,) int64
     # (h,) whose events the global tables leave out, as they must at training positions; None: none
     folds: np.ndarray | None = None
+    # (events,) what they leave out where the experts are judged by an event; None: as where they
+    # are read
+    eras: np.ndarray | None = None
+
+    def compiled(self) -> Spans:
+        """The same for a compiled loop, which takes one type of each argument: -1 and an empty
+        array stand for None."""
+        folds = np.full(len(self.begin), -1) if self.folds is None else self.folds
+        eras = np.empty(0, np.int8) if self.eras is None else self.eras
+        return self._replace(folds=folds.astype(np.int64), eras=eras)
 
 
 def read_memory(
-    columns: Columns,
-    tables: Tables,
-    spans: Spans,
-    *,
-    eras: np.ndarray | None = None,
-    weights: np.ndarray = WEIGHTS,
+    columns: Columns, tables: Tables, spans: Spans, *, weights: np.ndarray = WEIGHTS
 ) -> Readings:
-    """Replay histories and read the experts at the positions of each span, in that order.
-
-    `eras` (events,): what the tables leave out where the experts are judged by an event; None: as
-    where they are read. `weights` (J,): of the shorter contexts, in events.
-    """
+    """Replay histories and read the experts at the positions of each span, in that order; `weights`
+    (J,) of the shorter contexts, in events."""
     readings = new_readings(int((spans.high - spans.low).sum()))
-
-    # the compiled loop takes one type of each argument: -1 and an empty array stand for None
-    folds = np.full(len(spans.begin), -1) if spans.folds is None else spans.folds
-    spans = spans._replace(folds=folds.astype(np.int64))
-    judging = np.empty(0, np.int8) if eras is None else eras
-
     longest = int((spans.high - spans.begin).max(initial=1))
-    _replay(columns, tables, spans, judging, weights, readings, new_past(longest))
+    _replay(columns, tables, spans.compiled(), weights, readings, new_past(longest))
     return filled(readings)
 
 
@@ -69,7 +65,6 @@ def _replay(
     columns: Columns,
     tables: Tables,
     spans: Spans,
-    eras: np.ndarray,
     weights: np.ndarray,
     readings: Readings,
     past: Past,
@@ -77,6 +72,7 @@ def _replay(
     place = np.full(len(tables.prior), -1, np.int32)  # of a class among the candidates
     chance = np.empty(len(EXPERTS))
     row = np.int64(0)  # as it is later: a literal would be compiled apart
+    eras: np.ndarray = spans.eras  # type: ignore[assignment]  # an array by now
 
     for h in range(len(spans.begin)):
         first, low = spans.begin[h], spans.low[h]

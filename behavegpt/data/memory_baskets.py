@@ -64,10 +64,8 @@ class BasketMemory:
         """Tensors of model/mixer.py's Memory after the baskets of events (N,), in this order."""
         read_once, index = np.unique(self.baskets.number_of(positions), return_inverse=True)
         fold = self.eras[read_once] if self.leave_out else np.full(len(read_once), -1, np.int8)
-        spans = spans_of(read_once, self.baskets.offsets, fold)
-        readings = read_baskets(
-            self.columns, self.baskets.begin, self.counts.tables, spans, self.eras
-        )
+        spans = spans_of(read_once, self.baskets.offsets, fold)._replace(eras=self.eras)
+        readings = read_baskets(self.columns, self.baskets.begin, self.counts.tables, spans)
         return as_tensors(memory_arrays(readings, index, self.counts.shares))
 
 
@@ -101,19 +99,13 @@ def history_memory(
     return BasketMemory(_targets_alone(counted_columns(columns, counts), baskets), baskets, counts)
 
 
-def read_baskets(
-    columns: Columns, begin: np.ndarray, tables: Tables, spans: Spans, eras: np.ndarray | None
-) -> Readings:
+def read_baskets(columns: Columns, begin: np.ndarray, tables: Tables, spans: Spans) -> Readings:
     """Replay histories of baskets, which begin at events `begin` (M + 1,), and read the experts
     after those of each span, whose fields are baskets; as memory.read_memory."""
     readings = new_readings(int((spans.high - spans.low).sum()))
-    folds = np.full(len(spans.begin), -1) if spans.folds is None else spans.folds
-    spans = spans._replace(folds=folds.astype(np.int64))
-
     longest = int((begin[spans.high] - begin[spans.begin]).max(initial=1))
-    judging = np.empty(0, np.int8) if eras is None else eras
     past = new_past(longest, baskets=True)
-    _replay(columns, begin, tables, spans, judging, WEIGHTS, readings, past)
+    _replay(columns, begin, tables, spans.compiled(), WEIGHTS, readings, past)
     return filled(readings)
 
 
@@ -151,7 +143,7 @@ def _fit_shares(
     source = source[newest & np.isin(user, users[chosen])]
 
     spans = spans_of(source, baskets.offsets, np.full(len(source), -1, np.int8))
-    readings = read_baskets(columns, baskets.begin, tables, spans, None)
+    readings = read_baskets(columns, baskets.begin, tables, spans)
 
     # each member of the next basket asks the reading of the one before
     size = baskets.begin[source + 2] - baskets.begin[source + 1]
@@ -168,7 +160,6 @@ def _replay(
     begin: np.ndarray,
     tables: Tables,
     spans: Spans,
-    eras: np.ndarray,
     weights: np.ndarray,
     readings: Readings,
     past: Past,
@@ -176,6 +167,7 @@ def _replay(
     place = np.full(len(tables.prior), -1, np.int32)  # of a class among the candidates
     chance = np.empty(len(EXPERTS))
     row = np.int64(0)  # as it is later: a literal would be compiled apart
+    eras: np.ndarray = spans.eras  # type: ignore[assignment]  # an array by now
 
     for h in range(len(spans.begin)):
         first, low = spans.begin[h], spans.low[h]

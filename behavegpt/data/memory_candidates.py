@@ -37,6 +37,7 @@ def candidates(
         classes[d] = past.slot_class[past.newest[d]]
         place[classes[d]] = d
 
+    # behind the user's own: where places are few, one's own past is worth more
     for g in range(len(GLOBAL)):
         row = past.waiting_row[g]
         if row < 0:
@@ -72,6 +73,7 @@ def _most_frequent(
         if rank == most:
             continue
 
+        # an insertion: five places are faster kept in order than sorted
         number = min(number + 1, most)
         for i in range(number - 1, rank, -1):
             best[i], events[i] = best[i - 1], events[i - 1]

@@ -126,8 +126,8 @@ class MemorySource:
         order = np.argsort(positions, kind="stable")  # (N,)
         ascending = positions[order]
         fold = self.eras[ascending] if self.leave_out else np.full(len(ascending), -1, np.int8)
-        spans = spans_of(ascending, self.offsets, fold)
-        readings = read_memory(self.columns, self.counts.tables, spans, eras=self.eras)
+        spans = spans_of(ascending, self.offsets, fold)._replace(eras=self.eras)
+        readings = read_memory(self.columns, self.counts.tables, spans)
 
         # back into the order of the positions that were asked for
         index = np.empty_like(order)

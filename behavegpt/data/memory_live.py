@@ -46,6 +46,7 @@ class LiveMemory:
 
         # numba's own list: a loop over pasts in Python would cost more than reading them
         self.pasts = List(new_past(int(events) + steps) for events in end - begin)
+        # each may be asked again after any event, so the whole past is kept, not its reading
         _take_up(self.pasts, counts.tables, WEIGHTS, eras, begin, end, known)
 
     def ask(self, columns: Mapping[str, np.ndarray]) -> None:
@@ -55,6 +56,7 @@ class LiveMemory:
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Take up one event (N,) of each."""
+
         new, index = counted_columns(columns, self.counts), np.arange(len(self.pasts))
         if self.counts.given:
             self.ask(columns)
@@ -72,6 +74,7 @@ class LiveMemory:
     def tensors(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """What is known of the next event of the histories rows (n,): fields (n, ...) and (M, ...)
         of model/mixer.py's Memory."""
+        # none of the tables is left out: what comes is no training event
         readings = new_readings(len(rows))
         _read(self.pasts, self.counts.tables, WEIGHTS, rows, readings)
         return memory_tensors(filled(readings), np.arange(len(rows)), self.counts.shares)

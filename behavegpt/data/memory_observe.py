@@ -64,6 +64,7 @@ def judge(
         _chances(past, tables, weights, fold, known, chance)
         for j in range(_J):
             past.judged[j] = FORGET * past.judged[j] + max(WORST, np.log(chance[j]))
+        # of ones: early judgements are means of few events, and must not look weak for it
         past.judged[_J] = FORGET * past.judged[_J] + 1
 
 
@@ -72,9 +73,11 @@ def take_up_basket(past: Past, tables: Tables, low: int, high: int, columns: Col
     """Count events low .. high - 1, a set at one moment, and stand in the contexts that it makes:
     what is in it follows what was before it, not another part of it, and ages are baskets."""
     number = past.number
+    # of the user's first basket nothing came before
     is_first = number[KNOWN] == 0 and number[TICK] == 0
 
     number[TICK] += 1
+    # one tick of age for the whole basket
     for k in range(len(past.recent_total)):
         past.recent_total[k] *= past.fading[1, k]
 
@@ -219,6 +222,7 @@ def _follow(past: Past, o: int, slot: int) -> None:
         past.head[o, place] = -1
     past.total[o, place] += 1
 
+    # a list, not a table: few classes follow one context of one user
     entry = past.head[o, place]
     while entry >= 0 and past.entry_slot[entry] != slot:
         entry = past.entry_next[entry]
@@ -294,6 +298,7 @@ def _chances(
         count, total = _followed(past, o, slot)
         chance[USER + 1 + o] = smoothed(count, total, weights[USER + 1 + o], user)
 
+    # a class that never came has no age, and no count to fade
     age = min(ticks(past) - past.slot_event[slot], FADED - 1) if slot >= 0 else 0
     for k in range(_T):
         j = USER + 1 + _O + k
@@ -330,4 +335,5 @@ def smoothed(count: float, total: float, weight: float, shorter: float) -> float
 def events_of(counts: np.ndarray, row: int, fold: int) -> np.float64:
     """Events of a row without those of a fold (-1: all)."""
     every = np.float64(counts[row, counts.shape[1] - 1])
+    # the fold of the position's own user: what it is asked for is counted in there
     return every if fold < 0 else every - counts[row, fold]

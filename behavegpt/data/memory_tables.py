@@ -84,9 +84,8 @@ def fit_tables(
     ]
     joined = _Followers(*map(np.concatenate, zip(*parts, strict=True)))
     if by_time:
-        # without era e means without all that came later: sums from the last era backwards
         for table in (joined.total, joined.counts):
-            table[:, :FOLDS] = table[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
+            _add_later_eras(table)
 
     table_key, table_row = hash_table(joined.key)
     return Tables(
@@ -148,6 +147,12 @@ def _by_fold(row: np.ndarray, fold: np.ndarray, rows: int) -> np.ndarray:
     )
     counts[:, -1] = counts.sum(axis=1)
     return counts.astype(np.float32)
+
+
+def _add_later_eras(table: np.ndarray) -> None:
+    """Make counts (rows, FOLDS + 1) by era those of the era and all later ones, in place."""
+    # what is left out with era e is all that came later too: sums from the last era backwards
+    table[:, :FOLDS] = table[:, FOLDS - 1 :: -1].cumsum(axis=1)[:, ::-1]
 
 
 def with_classes(tables: Tables, events: int, more: int) -> Tables:

@@ -27,6 +27,7 @@ RULES = ("input_fields", "features", "slot_minutes", "tz", "behavior_is_event", 
 
 def reencode(store: EventStore, vocabulary: Mapping[str, Vocabulary]) -> EventStore:
     """The store with the ids of `vocabulary`; counts are those of the store's training events."""
+    # the store itself stays as it is: its columns are mapped, and others may read them
     columns, counted = dict(store.columns), {}
     for field, target in vocabulary.items():
         ours = store.vocabulary.get(field)

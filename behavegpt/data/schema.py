@@ -33,6 +33,7 @@ class EventSchema(Settings):
     defines the notation of each column.
     """
 
+    # roles: one column each; only a time may be told in two
     user: str = Field(description="column of the user id")
     time: str = Field(
         description="column of the event's time, or two joined by +: the date's and the hour's"
@@ -42,6 +43,7 @@ class EventSchema(Settings):
     behavior: str | None = Field(
         None, description="column of the behavior to predict; null: the event itself"
     )
+    # what is read besides by the network alone: counts know no further fields
     extra: tuple[str, ...] = Field((), description="additional categorical input columns")
     numeric: tuple[str, ...] = Field(
         (),
@@ -111,6 +113,7 @@ class EventSchema(Settings):
     @field_validator("time_format", mode="before")
     @classmethod
     def _one_or_more(cls, value: object) -> object:
+        # one form may be written without a list, as in YAML
         return (value,) if isinstance(value, str) else value
 
     @field_validator("time_format")
@@ -146,6 +149,7 @@ class EventSchema(Settings):
         if taken:
             raise ValueError(f"extra column {taken[0]!r} has a reserved name; rename the column")
 
+        # each of them is a file of the prepared folder
         for name in further:
             if not is_file_name(name):
                 raise ValueError(
@@ -158,6 +162,7 @@ class EventSchema(Settings):
         shared = sorted({self.user, self.time, self.event} & set(self.features))
         if shared:
             raise ValueError(f"the user feature {shared[0]!r} is also a column of the log")
+        # an event that is its own time would be predicted from itself
         if len({self.user, self.time, self.event}) < 3:
             raise ValueError("user, time and event must be three different columns")
         if self.group in (self.user, self.event):
@@ -193,6 +198,7 @@ class EventSchema(Settings):
     def label_columns(self) -> dict[str, str]:
         """Vocabulary field -> source column, in a fixed order; `behavior` only when it is not the
         event."""
+        # the order of a prepared folder's vocabularies, and of the model's inputs
         columns = {"event": self.event}
         if self.location is not None:
             columns["location"] = self.location

@@ -88,8 +88,10 @@ def write_states(folder: Path, states: Sequence[UserState], spec: StateSpec) -> 
         arrays |= _packed(states)
 
     if spec.window:
+        # event by event, so that states of different lengths lie one after the other
         recent = [state.recent.T for state in states]
         arrays["recent_events"] = np.array([len(part) for part in recent], np.int64)
+        # the empty array: a folder of no states has the column all the same
         arrays["recent"] = np.concatenate([*recent, np.empty((0, len(spec.columns)), np.uint32)])
 
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / ARRAYS)
@@ -124,6 +126,7 @@ def read_states(folder: Path, spec: StateSpec) -> KeptStates:
     """The states of a folder whose sums are right. Raises CheckpointError where they belong to
     another model or other tables."""
     described = read_json(folder / DESCRIPTION, CheckpointError, REMEDY)
+    # what is left must be the same as here, name by name
     users = described.pop("users", None)
 
     if described != _description(spec):
@@ -145,6 +148,7 @@ def holds_states(folder: Path) -> bool:
 
 def refuse_used(folder: Path) -> None:
     """Raise ConfigError for a folder that holds anything but states."""
+    # a folder that is empty may have been made for this
     used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if used and not holds_states(folder):
         raise ConfigError(f"{folder}: exists and holds no states; name another folder.")

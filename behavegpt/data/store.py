@@ -38,6 +38,7 @@ from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError, first_line
 from behavegpt.io import replacing
 from behavegpt.paths import is_file_name, local_path
+from behavegpt.ragged import owners
 from behavegpt.tabular import html_facts
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class EventStore:
         import datasets
 
         table = {name: np.asarray(column) for name, column in self.columns.items()}
-        table["user"] = np.repeat(np.arange(self.manifest.users), np.diff(self.offsets))
+        table["user"] = owners(np.diff(self.offsets))
 
         return datasets.Dataset(pa.table(table))
 
@@ -190,6 +191,7 @@ def open_store(path: str | Path) -> EventStore:
 
     # every byte before anything is mapped: damage must not become a wrong figure
     _check_files(path, manifest)
+    # mapped: a log larger than the memory is opened in milliseconds
     columns = {name: _load_column(path, name, dtype) for name, dtype in manifest.columns.items()}
 
     offsets = columns.pop("offsets")
@@ -286,6 +288,7 @@ def write_table(table: pa.Table, path: Path) -> None:
         elif path.suffix == ".csv":
             pyarrow.csv.write_csv(table, temporary)
         else:
+            # batch by batch: a table of millions of rows as one text would not fit
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(_json_lines(table))
 

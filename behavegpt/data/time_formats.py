@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from behavegpt.errors import DataError
 
+# a few broken rows must not decide, and are rejected later
 ENOUGH = 0.99  # share of the values that must be of one form before it is the column's
 DIRECTIVES = frozenset("aAbBdHIjmMfpSyYzZ%")
 # times written as numbers, by length
@@ -97,12 +98,15 @@ def choose_formats(shapes: Mapping[str, Shape], values: int, where: str) -> tupl
 
     Raises DataError, which names both readings, where day and month cannot be told apart.
     """
+    # decided by shapes, of which even a log of millions has a handful
     forms = {shape: form for shape in shapes if (form := form_of(shape))}
 
+    # few such texts among ISO times: those are bad rows, no format
     if not sum(shapes[shape].rows for shape in forms) > (1 - ENOUGH) * values:
         return ()
 
     # days and months are told apart for each separator by itself: 13.04.2024 and 04/13/2024
+
     by_separator: dict[str, dict[str, Shape]] = {}
     for shape, form in forms.items():
         if "{1}" in form:
@@ -197,6 +201,7 @@ def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], wh
     day_first = sum(shape.first_is_day for shape in group.values())
     month_first = sum(shape.second_is_day for shape in group.values())
 
+    # the most frequent one stands for all in messages
     shape, most = max(group.items(), key=lambda item: (item[1].rows, item[0]))
 
     either = [_ordered(forms[shape], order) for order in (_DAY_FIRST, _MONTH_FIRST)]
@@ -227,6 +232,7 @@ def _order(separator: str, group: dict[str, Shape], forms: Mapping[str, str], wh
     return _MONTH_FIRST if month_first > day_first else _DAY_FIRST
 
 
+# days spread over the month, while the years of a log are few
 def _looks_year_first(shape: Shape) -> bool:
     """Whether the third number could be the day, and spreads wider than the first."""
     return (
@@ -245,5 +251,6 @@ def _add(one: Shape, two: Shape) -> Shape:
         one.second_is_day + two.second_is_day,
         (min(one.first[0], two.first[0]), max(one.first[1], two.first[1])),
         (min(one.third[0], two.third[0]), max(one.third[1], two.third[1])),
+        # the least, so that messages do not depend on the order of files
         min(one.example, two.example),
     )

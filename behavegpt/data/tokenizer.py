@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from behavegpt.data.bins import vocabulary_type
-from behavegpt.data.labels import TEXT, infer_rules
+from behavegpt.data.label_texts import infer_rules
+from behavegpt.data.labels import TEXT
 from behavegpt.data.schema import EventSchema, renamed
 from behavegpt.data.store import EventStore
 from behavegpt.data.times import DAY, zone

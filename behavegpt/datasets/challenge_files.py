@@ -47,10 +47,14 @@ TYPES = {
     ),
     "codes (text '[1 2 ...]' or a list of numbers)": lambda t: _is_text(t) or _is_list(t),
 }
+# in the order of TYPES
 NUMBER, TIME, CODE = TYPES
 EVENT_COLUMNS = {
-    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER} for name, column in ITEMS.items()
+    # the same three columns for all; only what was acted on differs
+    name: {"client_id": NUMBER, "timestamp": TIME, column: NUMBER}
+    for name, column in ITEMS.items()
 }
+# a query is no number but the codes of its embedding
 EVENT_COLUMNS["search_query"]["query"] = CODE
 PROPERTY_COLUMNS = {"sku": NUMBER, "category": NUMBER, "price": NUMBER, "name": CODE}
 TARGET_COLUMNS = {
@@ -130,6 +134,7 @@ def raw_rows(path: str | Path) -> int:
     directory = open_directory(path)
     for event, columns in EVENT_COLUMNS.items():
         check_table(directory.raw(event), columns)
+    # after all were checked: the first wrong file is named, not the first missing footer
     return sum(pq.read_metadata(directory.raw(event)).num_rows for event in EVENTS)
 
 
@@ -194,6 +199,7 @@ def read_ids(path: Path) -> np.ndarray:
     occurs twice."""
     ids = read_whole_numbers(path)
 
+    # ids in any order: they are that of the vectors
     unique, first, count = np.unique(ids, return_index=True, return_counts=True)
     if len(unique) != len(ids):
         # the earliest, for the error
@@ -207,6 +213,7 @@ def read_ids(path: Path) -> np.ndarray:
 def read_whole_numbers(path: Path) -> np.ndarray:
     """A one-dimensional array of whole numbers (N,) as int64; floats are accepted when they are
     whole."""
+    # a copy: ids are read often, and a mapped file may change meanwhile
     values = np.array(open_array(path))
     if values.ndim != 1 or values.dtype.kind not in "iuf":
         raise DataError(
@@ -229,6 +236,7 @@ def read_whole_numbers(path: Path) -> np.ndarray:
 
 
 def _is_text(type_: pa.DataType) -> bool:
+    # some exports store texts as categories
     plain = type_.value_type if pa.types.is_dictionary(type_) else type_
     return (
         pa.types.is_string(plain)

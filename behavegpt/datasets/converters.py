@@ -56,20 +56,9 @@ def convert(
     with workspace(out) as work, connect(work) as con:
         # or row numbers would not follow the file
         con.execute("SET preserve_insertion_order = true")
+
         source = _find(local_path(source), converter)
-        # labels are kept as events; their categories, if known, are what is predicted
-        categories = _beside(source, converter)
-        select, schema = dict(converter.select), converter.schema
-        if categories:
-            select["behavior"] = "category"
-            schema = schema.model_copy(update={"behavior": "behavior"})
-
-        if name == "recsys2025":
-            table, codes = shop_table(con, source.parent)
-            select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
-        else:
-            table = _text_table(source, converter, categories)
-
+        table, select, schema = _reading(con, name, source, converter)
         columns = ", ".join(f"{sql} as {quoted(column)}" for column, sql in select.items())
         part = work / "log.parquet"
         with _explained(name, source, converter):
@@ -87,10 +76,30 @@ def convert(
     return schema
 
 
+def _reading(
+    con: duckdb.DuckDBPyConnection, name: str, source: Path, converter: Converter
+) -> tuple[str, dict[str, str], EventSchema]:
+    """How a download is read: SQL of its rows, SQL of each column of the log, the log's schema."""
+    # labels are kept as events; their categories, if known, are what is predicted
+    categories = _beside(source, converter)
+    select, schema = dict(converter.select), converter.schema
+    if categories:
+        select["behavior"] = "category"
+        schema = schema.model_copy(update={"behavior": "behavior"})
+
+    # five files of different columns, where all others are one text file
+    if name == "recsys2025":
+        table, codes = shop_table(con, source.parent)
+        select |= {f"code_{i:02}": f"codes[{i + 1}]" for i in range(codes)}
+        return table, select, schema
+    return _text_table(source, converter, categories), select, schema
+
+
 def _find(source: Path, converter: Converter) -> Path:
     """The file itself, or the one in the folder `source` that has the download's name."""
     if source.is_file():
         return source
+    # exactly one: of two copies of a log nothing tells the right one
     matches = sorted(source.glob(converter.file)) if source.is_dir() else []
     if len(matches) != 1:
         seen = f"{len(matches)} files" if source.is_dir() else "no such file or folder"
@@ -139,6 +148,7 @@ def _text_table(source: Path, converter: Converter, categories: Path | None) -> 
 def _read_csv(path: Path, columns: list[str], separator: str, header: bool, encoding: str) -> str:
     types = ", ".join(f"{literal(column)}: 'VARCHAR'" for column in columns)
     return (
+        # nothing is sniffed, and nothing is quoted: a name may hold a quote
         f"read_csv({literal(path)}, auto_detect = false, columns = {{{types}}}, delim = "
         f"{literal(separator)}, header = {header}, quote = '', escape = '', "
         f"encoding = {literal(encoding)})"
@@ -148,6 +158,7 @@ def _read_csv(path: Path, columns: list[str], separator: str, header: bool, enco
 def _first_line(path: Path, encoding: str) -> str:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            # bounded: an archive has no line ends
             line = file.readline(1 << 20)
         text = line.decode(encoding).strip("\r\n")
     except (OSError, EOFError, UnicodeError) as error:

@@ -43,15 +43,18 @@ DAY = 86_400  # seconds; a commit before the second day of 1970 or after tomorro
 MAX_SUBJECT = 200  # characters that are looked at for the activity
 # of a 16-bit column
 MAX_FILES = 65_535
+# mails are few and known: with a short salt all of them can be tried
 MIN_SALT = 8  # characters
 
 # Before the first word: tags in brackets, components with a colon, issue keys and numbers,
 # punctuation.
+# `[core] fix` and `core: fix` are both a fix
 SKIPPED = r"^(?:\s+|\[[^\]]*\]|\([^)]*\)|[^\s:]+:\s+|[a-z][a-z0-9_]*-\d+\S*|#?\d+\S*|[^a-z\s]+)+"
 TYPE = r"^\s*([a-z0-9]+)(?:\([^()]*\))?!?:(?:\s|$)"  # of a conventional commit
 WORD = r"[a-z]+(?:-[a-z]+)*"
 SUFFIX = r"[^.]\.([^.\s]+)$"  # of a file's name; `.gitignore` has none
 
+# two folders: deeper paths would make nearly each commit a place of its own
 PER_FILE = f"""
 select commit, position, case len(parts) when 1 then './' when 2 then parts[1] || '/'
   else parts[1] || '/' || parts[2] end as place,
@@ -71,6 +74,7 @@ def _most(column: str) -> str:
 
 
 # One block of commits to rows of the table `commits`.
+
 READ = f"""
 insert into commits
 with per_file as materialized ({PER_FILE}),
@@ -102,6 +106,7 @@ left join words as joined on joined.word = replace(parsed.word, '-', '')
 left join words as single on single.word = split_part(parsed.word, '-', 1)
 """
 
+# the author in clear: bots and the card need it; only LOG, which hashes it, is written out
 TABLE = """
 create table commits (number int, repository varchar, commit bigint, hash varchar, author varchar,
   bot boolean, epoch bigint, minutes int, place varchar, suffix varchar, files bigint,
@@ -109,6 +114,7 @@ create table commits (number int, repository varchar, commit bigint, hash varcha
 """
 
 # What is left out and why; the first reason that holds counts.
+# one reason a commit, so that the card's numbers add up
 DROP = """
 create table judged as select *, case
   when row_number() over (partition by hash order by number) > 1 then 'in an earlier repository too'
@@ -119,6 +125,7 @@ create table judged as select *, case
 from commits
 """
 
+# 15 hex digits: 60 bits, which fit a signed 64-bit integer
 LOG = f"""
 select user_id, timestamp, utc_offset, repository, area, activity, file_type, files,
   (row_number() over (partition by user_id order by timestamp, epoch, number, commit desc) - 1)
@@ -157,6 +164,7 @@ def convert_git(
     same user_id in every log; by default the salt is random and forgotten. `clock`: days between
     the ticks of `clock.py`, none without it. Raises DataError.
     """
+    # the salt before anything is read: a bad one must not cost an hour
     out, secret = local_path(out), checked_salt(salt)
     if out.is_dir():
         raise DataError(f"{out}: a folder; give the name of the parquet file to write.")
@@ -234,11 +242,14 @@ def _read(con: duckdb.DuckDBPyConnection, repositories: list[Repository]) -> Non
     con.register("words", _word_table(activity_of))
 
     bots, names = _any_of(words["bots"]), _any_of(words["bot_names"])
+    # names get the rules of mails too: `dependabot[bot]` stands in either
     fixed = {"bots": bots, "bot_names": f"{bots}|{names}", "latest": int(time.time()) + DAY}
+
     con.execute(TABLE)
 
     for number, repository in enumerate(repositories):
         count = 0
+        # in blocks: the file lists of a large repository would not fit
         for headers, paths in read_commits(repository):
             con.register("headers", headers)
             con.register("files", paths)

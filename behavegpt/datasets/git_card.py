@@ -13,6 +13,7 @@ from behavegpt.errors import DataError
 from behavegpt.ingest.card import markdown_table
 
 # by whether the salt was given
+# whoever shares the log must know what the hash hides, and what not
 SALTS = {
     False: "with a random salt that was not kept: the numbers mean nothing outside this log",
     True: (
@@ -21,6 +22,7 @@ SALTS = {
     ),
 }
 
+# the text of the card in one piece, as it is read
 CARD = """# Data card: commits of {number} {repositories}
 
 - {rows:,} commits (events) of {users:,} users, local times from {first} to {last}
@@ -77,6 +79,7 @@ def write_card(
         "group by dropped order by 2 desc, 1"
     ).fetchall()
 
+    # why nothing is left helps more than that nothing is
     if not rows:
         left_out = ", ".join(f"{reason}: {count:,}" for reason, count, _ in reasons)
         raise DataError(
@@ -103,6 +106,7 @@ def write_card(
 
 
 def _repositories(con: duckdb.DuckDBPyConnection, repositories: Sequence[Repository]) -> str:
+    # of the dates those of kept commits: a wrong clock is among the others
     counted = con.execute(
         "select number, count(*), count(*) filter (dropped is null), "
         "count(distinct author) filter (dropped is null), "

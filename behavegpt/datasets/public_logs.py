@@ -12,6 +12,7 @@ from typing import Any
 from behavegpt.data.schema import EventSchema
 
 
+# a table and no classes: a new log is an entry that a reader checks against its description
 @dataclass(frozen=True)
 class Converter:
     """One public data set. `select`: output column -> SQL over `columns`, which are read as text,
@@ -46,6 +47,7 @@ def _schema(
 
 
 CONVERTERS = {
+    # terms and citation stand in the error that a wrong file gets: who has the data must know them
     "tsinghua_app": Converter(
         about="Tsinghua App Usage, App_usage_trace.txt: user, time yyyymmddhhmmss (Shanghai), base "
         "station, app, traffic; separated by spaces or tabs, no header. App2Category.txt (app, "
@@ -53,6 +55,7 @@ CONVERTERS = {
         "App Usage Prediction Using Points of Interest, IMWUT 1(4), 2018.",
         file="App_[uU]sage_[tT]race.txt",
         columns=("user", "time", "base_station", "app", "traffic"),
+        # mirrors of the file differ in it
         separators="\t ",
         select={
             "user_id": '"user"',
@@ -78,7 +81,9 @@ CONVERTERS = {
             "event": "app_name",
             "line": "line",
         },
+        # the others are the end of a use, or what happens within one
         where="event_type = 'Opened'",
+        # local times without a zone: taken as they are, hours and weekdays are right
         schema=_schema("UTC", location=False),
     ),
     "foursquare_tsmc": Converter(
@@ -98,10 +103,12 @@ CONVERTERS = {
             "offset_minutes",
             "utc_time",
         ),
+        # names of categories have accents: Café
         encoding="latin-1",
         select={
             "user_id": '"user"',
             "timestamp": "try_strptime(utc_time, '%a %b %d %H:%M:%S +0000 %Y')"
+            # each event has its own offset, so the clock of the place is known
             " + to_minutes(try_cast(offset_minutes as integer))",
             "location": "venue",
             "event": "category",
@@ -120,10 +127,12 @@ CONVERTERS = {
             "user_id": '"user"',
             "timestamp": "try_strptime(time, '%Y-%m-%dT%H:%M:%SZ')",
             "location": (
+                # about a kilometer: a venue itself is the event
                 "format('{:.2f},{:.2f}', try_cast(latitude as double), try_cast(longitude as "
                 "double))"
             ),
             "event": "spot",
+            # newest first in the file: order counts backwards
             "line": "-line",
         },
         schema=_schema("UTC"),
@@ -144,6 +153,8 @@ CONVERTERS = {
             "behavior": "event",
             "item": "itemid",
         },
+        # epoch seconds are instants; days and hours are those of China
+        # predicted is the action alone: of items there are 235,000, too many for classes
         schema=_schema("UTC", behavior=True, location=False, order=False),
     ),
     "taobao": Converter(
@@ -157,6 +168,7 @@ CONVERTERS = {
         select={
             "user_id": '"user"',
             "timestamp": "make_timestamp(try_cast(time as bigint) * 1000000)",
+            # of items there are four million, too many for a vocabulary
             "event": "behavior || ':' || category",
             "behavior": "behavior",
             "item": "item",
@@ -179,6 +191,7 @@ CONVERTERS = {
             "user_id": "client_id",
             "timestamp": "try_cast(timestamp as timestamp)",
             "event": "concat_ws(':', kind, coalesce(category, sku))",
+            # coalesce: properties are optional, and visits have a url alone
             "behavior": "concat_ws(':', kind, coalesce(category, sku, url))",
             "kind": "kind",
             "item": "coalesce(sku, url)",

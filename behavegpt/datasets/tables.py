@@ -61,6 +61,7 @@ def convert_published(
 
         described = work / "schema.yaml"
         described.write_text(dump_settings(schema), encoding="utf-8")
+        # the log first: a schema without its log would be taken for one that is complete
         os.replace(part, out)
         os.replace(described, out.with_suffix(".schema.yaml"))
     return schema
@@ -100,8 +101,10 @@ def _rows(
 
     con.execute(f"create view raw as {' union all by name '.join(reads)}")
 
+    # of the union: a column may have another type in each part
     types = {row[0]: row[1] for row in con.execute("describe raw").fetchall()}
 
+    # mirrors of one log rename columns: the first known name that is there
     known = {}
     for column, names in log.columns.items():
         actual = next((name for name in names if name in types), None)
@@ -119,6 +122,7 @@ def _rows(
 
     kinds = {column: types[actual] if actual else "NULL" for column, actual in known.items()}
     # one row per user: its lists become one row per event
+    # a list of structs stays: the log's own SQL takes it apart
     lists = [
         column for column, kind in kinds.items() if kind.endswith("[]") and "STRUCT" not in kind
     ]
@@ -126,6 +130,7 @@ def _rows(
     time = kinds.get("time", "").removesuffix("[]")
     if time.startswith(("TIMESTAMP", "DATE")):
         instant = "time::timestamp"
+    # "": no column of times, but SQL in `select` that makes one
     elif time in ("VARCHAR", ""):
         instant = "try_cast(time as timestamp)"
     else:  # epoch seconds
@@ -169,6 +174,7 @@ def _reader(files: list[Path], log: PublishedLog) -> str:
     if files[0].suffix == ".parquet":
         return f"read_parquet({listed}, union_by_name = true, filename = true)"
 
+    # by the first file: `_find` took files of one name
     if files[0].suffix == ".csv":
         # all as text; values may be quoted
         return (

@@ -31,6 +31,7 @@ from behavegpt.trained_folder import load
 from behavegpt.universal.model import load_universal
 
 STAGES = 7  # that the console counts
+# said wherever the row stands: a model that knows the shop is no baseline
 NOT_HELD_OUT = (
     "The row “universal” is the model that ships with the package, from which this one starts. "
     "Its training logs included this shop, without the test events; trained without this shop, it "
@@ -38,7 +39,9 @@ NOT_HELD_OUT = (
 )
 SPLIT = "time:0.7,0.15,0.15"
 SHOWN_USERS = 3
+# a file without content: the folder is a demo's, and may be emptied by the next one
 MARK = ".behavegpt-demo"
+# what a demo leaves: nothing else of a folder is ever removed
 WRITTEN = (
     "data",
     "ckpt",
@@ -62,6 +65,7 @@ def run_demo(out: Path, steps: int | None = None) -> dict[str, Any]:
 
 def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     began = time.perf_counter()
+    # under the lock: two demos would clear each other's files away
     _clear(out)
     stage(1, STAGES, "environment", _environment())
 
@@ -73,6 +77,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     )
 
     stage(3, STAGES, "universal", "no training: counts of this log, weighed by the universal model")
+    # without the count baselines: stage 5 has them in its table
     universal = evaluate_universal(
         load_universal(), store, out / "eval" / "universal.json", baselines=False
     )
@@ -119,6 +124,7 @@ def _settings(out: Path, steps: int | None) -> PretrainSettings:
 
 def _predictions(predictor: Predictor) -> list[list[Any]]:
     """A row for each of some customers: its label and the three likeliest families."""
+    # raw rows, as a user's own program would have them
     log = pq.read_table(online_retail())
     users = log["user_id"].unique().slice(0, SHOWN_USERS)
     rows = log.filter(pc.is_in(log["user_id"], value_set=users))

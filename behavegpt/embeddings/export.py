@@ -104,12 +104,14 @@ def export(
     # a second export would write into the same OUT.work
     with lock(out) if state.is_main_process else nullcontext():
         work = _work_folder(out, overwrite, state)
+
         # prepared inside OUT.work where logs are given, so that a run that goes on finds it
         store = open_events(events, tokenizer, work, state)
         asked = _ask(store, clients)
         facts = _facts(trained, store, asked, settings)
         _begin_or_continue(work, facts, state, overwrite)
 
+        # labels of another vocabulary, translated once and not in each block
         lookups = lookups_of(store, tokenizer)
         reader = Reader(model, store, lookups, settings.pool, settings.half_life)
         starts = range(0, len(asked.users), settings.block_users)
@@ -175,6 +177,7 @@ def _ask(store: EventStore, clients: pa.Array | np.ndarray | None) -> Asked:
         every = np.arange(len(users))
         return Asked(users, every, every)
 
+    # as text: ids of a challenge are numbers, those of a log are labels
     labels = pa.array(clients).cast(pa.string())
     if len(labels) != len(pc.unique(labels)):
         counts = pc.value_counts(labels)
@@ -198,6 +201,7 @@ def _facts(
     weights, who = hashlib.sha256(), hashlib.sha256(asked.row.tobytes())
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
+        # the bytes: two models of one shape differ in nothing else
         weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for start in range(0, len(asked.labels), 1 << 16):
         who.update("\0".join(asked.labels[start : start + (1 << 16)].to_pylist()).encode())
@@ -230,6 +234,7 @@ def _begin_or_continue(
 
     manifest = work / "manifest.json"
     if state.is_main_process:
+        # only then: finished blocks of the same export are kept even with --overwrite
         if overwrite and manifest.exists() and _differences(manifest, facts):
             for block in work.glob("block_*.npy"):
                 block.unlink()

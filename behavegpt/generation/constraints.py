@@ -102,7 +102,7 @@ class Link:
         """The id (N,) that occurs most often with each of `given` (N,); 0 where none does."""
         most = np.full(len(self.pointer) - 1, PAD, np.int64)
         order = np.argsort(self.counts, kind="stable")
-        owner = np.repeat(np.arange(len(most)), np.diff(self.pointer))
+        owner = owners(np.diff(self.pointer))
         most[owner[order]] = self.ids[order]  # the last one written is the most frequent
         known = given < len(most)
         return np.where(known, most[np.where(known, given, 0)], PAD)

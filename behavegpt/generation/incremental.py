@@ -182,9 +182,8 @@ class IncrementalModel:
             argument_name(c): state.ids[c][rows, :width].to(device)
             for c in self.model.config.columns
         }
+        # histories end at different places of their windows
         return inputs, (torch.arange(width) < length[:, None]).long().to(device)
-
-    # histories end at different places of their windows
 
     def _learn_rates(self, state: RowState, states: Tensor) -> None:
         """At the first forward, from hidden states (N, R, C): how the users' gaps differ from what

@@ -54,12 +54,7 @@ def roll_out(
     policies = choose_policies(model, tokenizer, settings, links)
     gap_odds = links.gap_odds if settings.hours else None
 
-    # rows of like length together: the windows of a batch are padded to the longest
-    length = np.minimum(np.diff(encoded.offsets), model.config.max_length)
-    order = np.argsort(-length, kind="stable")
-    user = np.repeat(order, settings.samples)
-    sample = np.tile(np.arange(settings.samples), len(order))
-
+    user, sample = _rows_by_length(encoded, model.config.max_length, settings.samples)
     size, parts = _rows_at_once(model, settings), []
     for first in range(0, len(user), size):
         rows = user[first : first + size], sample[first : first + size]
@@ -85,6 +80,17 @@ def roll_out(
     return Generated.join(
         parts, encoded, tokenizer, policies.describe(), settings.model_dump(exclude_none=True)
     )
+
+
+def _rows_by_length(
+    encoded: EncodedHistories, window: int, samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """User and number of the sample of each row, (U * samples,) each; the longest windows first."""
+    # rows of like length together: the windows of a batch are padded to the longest
+    length = np.minimum(np.diff(encoded.offsets), window)  # (U,)
+    # stable: which users share a batch must not depend on the sort
+    order = np.argsort(-length, kind="stable")
+    return np.repeat(order, samples), np.tile(np.arange(samples), len(order))
 
 
 def _rows_at_once(model: BehaveGPTForBehaviorPrediction, settings: GenerationSettings) -> int:

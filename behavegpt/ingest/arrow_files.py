@@ -24,10 +24,7 @@ def ipc_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Rec
     fields = None if columns is None else [names.index(column) for column in columns]
     options = pa.ipc.IpcReadOptions(included_fields=fields)
 
-    with path.open("rb") as stream:
-        # a stream has no magic bytes at its beginning, a file has
-        is_file = stream.read(6) == b"ARROW1"
-    if is_file:
+    if _is_file(path):
         opened = pa.ipc.open_file(source, options=options)
         yield from (opened.get_batch(i) for i in range(opened.num_record_batches))
     else:
@@ -35,7 +32,12 @@ def ipc_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Rec
 
 
 def _arrow_schema(path: Path) -> pa.Schema:
-    source = pa.memory_map(str(path))
-    with path.open("rb") as stream:
-        is_file = stream.read(6) == b"ARROW1"
-    return pa.ipc.open_file(source).schema if is_file else pa.ipc.open_stream(source).schema
+    opens = pa.ipc.open_file if _is_file(path) else pa.ipc.open_stream
+    return opens(pa.memory_map(str(path))).schema
+
+
+def _is_file(path: Path) -> bool:
+    """Whether Arrow wrote a file, whose batches can be chosen, and no stream of them."""
+    # a stream has no magic bytes at its beginning, a file has
+    with path.open("rb") as opened:
+        return opened.read(6) == b"ARROW1"

@@ -51,6 +51,7 @@ def check_asked(given: Sequence[str], at: Any, location: Any, whose: str, remedy
     """
     named = named_given(at, location)
 
+    # what is missing first: without it there is no answer at all
     for name in in_order(given):
         if name not in named:
             argument = NAMES[name]
@@ -100,6 +101,8 @@ def read_asked(
         asked |= {"weekday": weekday.astype(np.int64), "slot": slot.astype(np.int64)}
 
     if location is not None:
+        # a place that training never saw is unknown, as it would be in a log; the caller tells how
+        # many
         labels = [_label(value) for value in _by_user(location, users, "location")]
         asked["location"] = tokenizer.vocabulary["location"].encode(pa.array(labels, pa.string()))
         unknown = int((asked["location"] == UNKNOWN).sum())
@@ -120,6 +123,7 @@ def _by_user(given: Any, users: pa.StringArray, argument: str) -> list[Any]:
     names = users.to_pylist()
     if isinstance(given, Mapping):
         by_name = {str(user): value for user, value in given.items()}
+        # a name that nobody has is a mistake, and whoever was meant would get no value
         strange = next((user for user in by_name if user not in set(names)), None)
         if strange is not None:
             raise DataError(f"{argument}: no user {strange[:100]!r} among those asked about.")
@@ -155,6 +159,7 @@ def _key(value: Any) -> str:
 def seconds_of(value: Any, schema: EventSchema, argument: str = "at") -> int:
     """Epoch seconds of a time: ISO text, a datetime or a date of pandas or numpy. Raises
     DataError, naming the argument."""
+    # whole seconds: nothing below a slot decides anything
     if isinstance(value, np.datetime64):
         value = str(value.astype("datetime64[s]"))
     if isinstance(value, datetime.date):  # a datetime is one too
@@ -175,6 +180,7 @@ def seconds_of(value: Any, schema: EventSchema, argument: str = "at") -> int:
             f"{schema.tz if schema.naive_time == 'local' else 'UTC'}, or with its zone."
         ) from None
 
+    # the range of `prepare`: a year that was mistyped lies far outside
     if not parse_date(TIME_RANGE[0]) <= seconds < parse_date(TIME_RANGE[1]):
         raise DataError(
             f"{argument}: {value[:60]!r} is outside {TIME_RANGE[0]} to {TIME_RANGE[1]}."

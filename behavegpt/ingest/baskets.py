@@ -41,6 +41,7 @@ class BasketBuckets:
 
     def read(self, bucket: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns (N,) of a bucket, as SpilledBuckets.read gives them."""
+        # whoever asks for one column still needs the three that make a basket
         needed = dict.fromkeys((*names, "user", "time", GROUP))
         columns = self.events.read(bucket, tuple(needed))
         columns["time"] = basket_times(columns)
@@ -57,6 +58,7 @@ def basket_times(columns: dict[str, np.ndarray]) -> np.ndarray:
     moment = np.where(group == 0, time, 0)  # without a label the moment is the group
     index = np.lexsort([time, moment, group, user])  # (N,)
 
+    # first row of each basket: where any of the three keys changes
     first = np.zeros(len(index), bool)
     first[:1] = True
     for key in (user, group, moment):
@@ -100,6 +102,7 @@ def basket_numbers(columns: dict[str, np.ndarray]) -> np.ndarray:
 
 def count_baskets(user: np.ndarray, number: np.ndarray) -> int:
     """Baskets of events (N,) sorted by user and number of the basket."""
+    # changes between neighbors, and the first basket, if there is any
     return int(((np.diff(user) != 0) | (np.diff(number) != 0)).sum()) + min(1, len(user))
 
 

@@ -22,6 +22,7 @@ class SpilledBuckets:
 
     def __init__(self, folder: Path, bucket_of_user: np.ndarray, limit: int) -> None:
         """`bucket_of_user` (codes,) unsigned, ascending; `limit` in bytes."""
+        # must be new: what another run had spilled would be read as ours
         folder.mkdir()
         self.bucket_of_user = bucket_of_user
 
@@ -78,6 +79,7 @@ class SpilledBuckets:
         pieces = [
             batch[name][slice(*starts[bucket : bucket + 2])] for starts, batch in self._batches
         ]
+        # the empty array: concatenating nothing has no type
         return [np.zeros(0, self._dtypes.get(name, np.int64)), *pieces]
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -111,6 +113,7 @@ class ColumnWriter:
             "fortran_order": False,
             "shape": (length,),
         }
+        # version 1.0, which all readers of .npy know; the header is as long for any number of rows
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def write(self, values: np.ndarray) -> None:

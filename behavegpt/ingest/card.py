@@ -44,6 +44,7 @@ class Imbalance:
 
 def imbalance(counts: np.ndarray) -> Imbalance:
     """Imbalance of class counts (K,), K >= 1, all positive."""
+    # descending, for the five most frequent; Gini's sum takes it the other way round
     share = np.sort(counts)[::-1] / counts.sum()
     k = len(share)  # K
     # area between the Lorenz curve and the diagonal, twice
@@ -79,6 +80,7 @@ def write_card(
 
 
 def _schema(manifest: Manifest) -> str:
+    # also those left at their defaults: nobody has to look up what a default was
     settings = manifest.event_schema.model_dump(mode="json")
     return (
         markdown_table(("setting", "value"), [(name, value) for name, value in settings.items()])
@@ -90,6 +92,7 @@ def _counts(card: CardFacts, min_events: int) -> str:
     manifest = card.manifest
     # users with events, but fewer than asked for
     left_out = card.counts[(card.counts > 0) & ~card.kept]
+    # method="lower": numbers of events that users have, and none between two of them
     quantiles = np.quantile(card.counts[card.kept], [0, 0.25, 0.5, 0.75, 0.95, 1], method="lower")
 
     spread = ", ".join(

@@ -39,6 +39,7 @@ NAMES = {
     "merchantcity geocity region geocountry country geohash filiale ort stadt land area where",
     "behavior": "behavior behaviour behaviorid behaviortype",
 }
+# of a column that holds the time of day alone, beside one with the date
 CLOCKS = "time hour timeofday hourofday clock starttime eventtime uhrzeit zeit stunde heure hora"
 # A part of a name that tells its role where no column has one of the names above.
 PARTS = {

@@ -20,6 +20,7 @@ from behavegpt.ingest.time_columns import is_time_type
 from behavegpt.ingest.time_join import time_parts
 
 REQUIRED = ("user", "time", "event")
+# enough to tell a label from a text, and read in a second
 _ROWS = 100_000
 _ADDED = ("behavegpt_file", "behavegpt_wrong")  # by json_files.py
 # share of rows with a value, or with a time that can be read, that makes a column good
@@ -63,6 +64,7 @@ def _value(column: str, kind: str) -> str:
     """SQL of a value, null for an empty text or NaN."""
     if kind in ("FLOAT", "DOUBLE"):
         return f"CASE WHEN NOT isnan({quoted(column)}) THEN {quoted(column)} END"
+    # exported tables write an absent text as an empty one
     return f"nullif(trim({quoted(column)}), '')" if kind == "VARCHAR" else quoted(column)
 
 
@@ -122,6 +124,7 @@ def _passed_over(sample: ColumnSample, role: str) -> str:
     """What to say of columns that are called like the role, but are not in every file, or are no
     text or number."""
     told = ""
+    # a column that one file lacks is in none of the sample
     for member in sample.logs.members:
         for name in member.names:
             lacking = next((m.path for m in sample.logs.members if name not in m.names), None)

@@ -108,7 +108,7 @@ def _scratch(files: Sequence[LogFile], file: LogFile, folder: Path) -> Path:
 
 def _refuse(con: duckdb.DuckDBPyConnection, files: Sequence[LogFile]) -> None:
     """Raise DataError for records that are more than a line gone wrong."""
-    # a record of several lines with a quote in the wrong place, or one without an end
+    # of several rows at fault always the same one: the first by file and line
     row = con.execute(
         "SELECT file, number FROM behavegpt_malformed WHERE kind = 'INVALID ENCODING' ORDER BY "
         "ALL LIMIT 1"
@@ -137,6 +137,7 @@ def _unclosed(file: object, line: int) -> DataError:
 def _patterns(file: LogFile) -> list[str]:
     """Of a field of each column: text that holds the end of one row, whole rows, and the beginning
     of another."""
+    # (?s) for the first field alone: it is prose that may run over lines, rows may not
     delimiter, width = re.escape(file.csv.delimiter), len(file.csv.names)
 
     # prose has a space behind its commas, tables have none
@@ -186,6 +187,7 @@ def _refuse_swallowed(file: LogFile) -> None:
             ):
                 raise _unclosed(file.path, begin)
             begin = 1 + file.csv.skip + reader.line_num
+    # DuckDB's patterns and Python's may differ at an odd character: the file is named at least
     raise _unclosed(file.path, 1)
 
 

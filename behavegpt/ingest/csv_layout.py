@@ -16,6 +16,7 @@ _DELIMITERS = ",\t;|"
 _EXCEL = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 _ROWS = 50  # records behind the header that are looked at
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+# dates in the ways that people write them, and epochs from 2001 on
 _MOMENT = re.compile(
     r"\d{4}-\d{1,2}-\d{1,2}([ T].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}([ T].*)?|\d{9,}(\.\d*)?"
 )
@@ -36,6 +37,7 @@ def csv_layout(where: str, head: str, whole: bool) -> CsvLayout:
     excel = _EXCEL.match(head)
     text = head[excel.end() :] if excel else head
     first = text.partition("\n")[0].rstrip("\r")
+    # the caller says that there are no names
     if not first.strip():
         return CsvLayout()
 
@@ -78,6 +80,7 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
     names = list(header)
     widths = {len(row) for row in rows}
+    # only where all rows agree: one row too long is a fault of that row
     if widths == {len(names) + 1}:
         # a delimiter at the end of each line, but not of the header
         if not any(row[-1] for row in rows):
@@ -104,6 +107,7 @@ def _names(where: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def _counts(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first fields count up by one."""
+    # an index counts up; ids that happen to be numbers do not
     first = [row[0] for row in rows]
     return all(text.isdecimal() for text in first) and all(
         int(b) - int(a) == 1 for a, b in pairwise(first)

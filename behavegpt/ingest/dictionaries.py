@@ -5,14 +5,8 @@ from __future__ import annotations
 import duckdb
 
 from behavegpt.data.database import one_row
-from behavegpt.data.labels import (
-    RULES,
-    TEXT,
-    check_exact,
-    choose_rule,
-    create_values,
-    fitting_rules,
-)
+from behavegpt.data.label_texts import TEXT_RULES
+from behavegpt.data.labels import RULES, SAMPLE, TEXT, check_exact, choose_rule, create_values
 from behavegpt.ingest.log_table import Source
 
 
@@ -26,16 +20,14 @@ def build_dictionary(
     """
     values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
     create_values(con, values, source.sql, column, kind)
+
     check_exact(con, source.name, column, values, kind, rule)
 
     if rule is None:
         rule = choose_rule(fitting_rules(con, values, kind))
 
-    # Where every value has a label of its own, one table is both.
-    # integers of any width have one spelling; decimals and texts may have several
-    own = rule == TEXT or (
-        rule == "integer" and kind != "VARCHAR" and not kind.startswith("DECIMAL")
-    )
+    # then one table is both
+    own = _one_label_each(rule, kind)
     written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
     labels = (
         written
@@ -62,8 +54,38 @@ def build_dictionary(
             f"{dictionary} d USING (label)"
         )
 
+    # as large as the dictionary, and the next column needs the room
     con.execute(f"DROP TABLE {values}")
     return rule, int(rows)
+
+
+def _one_label_each(rule: str, kind: str) -> bool:
+    """Whether no two values of a column of this type can have the same label."""
+    # integers of any width have one spelling; decimals and texts may have several
+    one_spelling = kind != "VARCHAR" and not kind.startswith("DECIMAL")
+    return rule == TEXT or (rule == "integer" and one_spelling)
+
+
+def fitting_rules(con: duckdb.DuckDBPyConnection, table: str, kind: str) -> list[str] | None:
+    """Rules that all labels of a table (column `label`) of values of a DuckDB type fit; None
+    without any label."""
+    if kind.endswith(("INT", "INTEGER")):
+        return ["integer", TEXT] if one_row(con, f"SELECT count(*) FROM {table}")[0] else None
+
+    sample = con.execute(f"SELECT label FROM {table} LIMIT {SAMPLE}").fetchall()
+    if not sample:
+        return None
+
+    # in Python, where a rule ends at its first label: SQL would compile two dozen patterns
+    rules = [
+        name for name, rule in TEXT_RULES.items() if all(rule.fits(label) for (label,) in sample)
+    ]
+    # text always does; what else is left is tested on every label
+    tests = ", ".join(f"bool_and({RULES[name].fits})" for name in rules)
+    if rules == [TEXT] or len(sample) < SAMPLE:
+        return rules
+    fits = one_row(con, f"SELECT {tests} FROM {table}")
+    return [name for name, fit in zip(rules, fits, strict=True) if fit]
 
 
 def shrink_codes(con: duckdb.DuckDBPyConnection, number: int, labels: int) -> None:

@@ -107,20 +107,23 @@ def encode(plan: Plan, work: Path, batch_rows: int, held: int, min_events: int) 
     """Stream all rows into the spill: `batch_rows` at a time and `held` bytes in memory at the
     most."""
     counts = plan.events("user")  # (user codes,)
+    # rejected rows are counted as well: they make a bucket smaller, never larger
     before, total = np.cumsum(counts) - counts, int(counts.sum())
 
     # Buckets of PIECE rows are the fastest to sort; more of them than needed only while a byte
     # holds their numbers.
     buckets = min(65_535, max(1, -(-total // batch_rows), min(256, -(-total // PIECE))))
     # (user codes,)
+    # by events and not by users: a bucket must fit the memory, whoever is in it
     bucket_of_user = (before * buckets // max(1, total)).astype(smallest_dtype(buckets))
     spill = SpilledBuckets(work / "spilled", bucket_of_user, held)
 
     rejected = np.zeros(len(REASONS), np.int64)
+
     for rows in plan.batches(min(batch_rows, PIECE)):
         rejected += rows.rejected
+        # they were counted in the dictionaries, which hold all rows
         np.subtract.at(counts, rows.rejected_users, 1)
-        # rejected rows were counted in the dictionaries, which hold all rows
         spill.append(rows.columns)
 
     # null is no user
@@ -144,6 +147,7 @@ def keep_users(
     if not rows_read:
         raise DataError(f"{plan.source.name}: no rows; name logs that contain events.")
 
+    # also with --min-events 0: a code whose rows were all rejected is nobody
     kept = counts >= max(1, min_events)  # (user codes,)
     if accepted and not kept.any():
         raise DataError(
@@ -168,6 +172,7 @@ def make_splitter(encoded: Encoded, text: str) -> Splitter:
     rule = parse_split(text, encoded.plan.schema.tz)
     events = int(encoded.counts[encoded.kept].sum())
 
+    # kept events alone decide: users who are left out must not move the splits
     boundaries = time_boundaries(
         rule, encoded.times, encoded.first, encoded.last, events, per_second=MICROS
     )
@@ -195,6 +200,7 @@ def fit_vocabularies(
     counts = {field: np.zeros(len(labels[field]), np.int64) for field in plan.fields}
     # a user's features are those of each event
     if encoded.users is not None:
+        # a plan has no vocabulary of users, but their features are weighed by it
         counts["user"] = np.zeros(len(encoded.counts), np.int64)
 
     # one pass over the events for all fields
@@ -211,6 +217,7 @@ def fit_vocabularies(
             "rule."
         )
 
+    # a feature weighs as often as its user acts, as it is read at each event
     for field, of_users in encoded.features().items():
         labels[field], counts[field] = _added_up(of_users, counts["user"])
 
@@ -240,6 +247,7 @@ def _check_labels(
                 f"{min_count} training events; lower --min-count or name another column."
             )
 
+    # column -> the option that takes it as labels
     others = dict.fromkeys(plan.schema.numeric, "--extra")
     others |= dict.fromkeys(plan.schema.user_numeric, "--user-features")
     for field, option in others.items():
@@ -254,6 +262,7 @@ def _check_labels(
 def _added_up(labels: pa.StringArray, counts: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:
     """Labels (L + 1,), the first null as of a plan's codes, and events of each, of the label
     (user codes,) and the events (user codes,) of every user."""
+    # -1 + 1: code 0 is null, as everywhere
     known = labels.dictionary_encode()
     codes = known.indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1  # (user codes,)
     distinct = pa.concat_arrays([pa.nulls(1, pa.string()), known.dictionary])

@@ -42,6 +42,7 @@ def read_events(
     A few rows of plain types are read without a database (rows.py). Raises DataError.
     """
     logs = find_logs(logs)
+    # a service asks for a few rows at a time: starting a database would take longer than they do
     read = read_rows(logs, schema, fields, time_range)
     if read is not None:
         return Events(*read)
@@ -56,8 +57,10 @@ def read_with_duckdb(
     threads: int | None = None,
 ) -> Events:
     """What `read_events` gives, of logs of any size and type."""
+    # the plan spills what does not fit; the table itself must fit the memory
     with temporary_folder() as folder, connect(folder, threads=threads) as con:
         plan = plan_events(con, logs, schema, folder, fields, time_range)
+
         parts = [rows.columns for rows in plan.batches(1_000_000)]
 
         order = ("order",) if schema.order else ()
@@ -84,5 +87,6 @@ def read_with_duckdb(
             table["basket"] = pa.array(basket_numbers(sorted_columns))
         table |= {field: labels(field) for field in plan.fields}
 
+        # a file that breaks while its rejects are read is a fault of the file
         with reading(plan.source.name, plan.source.files):
             return Events(pa.table(table), con.sql(plan.rejects()).to_arrow_table())

@@ -47,6 +47,7 @@ def look_at(path: Path, encoding: str | None = None) -> LogFile:
     with reading(str(path), [path]):
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes); remove it or write it again.")
+        # by its first bytes: endings are often wrong, or lost on a download
         content = content_of(path)
         # what the folders say of every row is a column too
         file = LogFile(path, _kind(path, content), parts=_parts(path))
@@ -108,6 +109,7 @@ def _parts(path: Path) -> tuple[tuple[str, str], ...]:
 
 def _look_at_text(file: LogFile, encoding: str | None) -> LogFile:
     with open_bytes(file.path, file.compression) as stream:
+        # enough for every mark and every magic number
         start = stream.read(16)
 
     # tables compress their columns themselves; whatever else is packed twice is a mistake

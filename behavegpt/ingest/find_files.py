@@ -17,6 +17,7 @@ def expand(log: str) -> list[Path]:
             "empty path for the log (is a shell variable not set?); name a file or folder."
         )
 
+    # a file first: its name may hold what a glob would take for a pattern
     path = Path(os.path.expanduser(log))
     if path.is_file():
         return [path]
@@ -27,6 +28,7 @@ def expand(log: str) -> list[Path]:
     else:
         members = list(map(Path, glob.glob(str(path), recursive=True)))
 
+    # sorted: no file system's order decides anything
     files = sorted(p for p in members if p.is_file())
     if not files:
         raise DataError(f"{log}: {_why_nothing(log, path)}.")
@@ -62,6 +64,7 @@ def without_repeats(members: list[LogFile]) -> tuple[LogFile, ...]:
     """Files that are links to one another are one, unless their folders' names tell them apart."""
     distinct: dict[tuple[object, ...], LogFile] = {}
     for member in members:
+        # to one file by several names its events would count twice
         status = member.path.stat()
         # one file by its number on the disk, whatever its names
         distinct.setdefault((status.st_dev, status.st_ino, member.parts), member)

@@ -43,6 +43,7 @@ class Frame:
         without a type in common."""
         arrays = [plain_array(name, self._columns[name](rows)) for name in names]
 
+        # looked at here: Arrow would tell of a length without the columns
         lengths = {len(array) for array in arrays}
         if len(lengths) > 1:
             raise DataError(
@@ -168,6 +169,7 @@ def _array(name: str, values: Any) -> Array:
         )
 
     try:
+        # from_pandas: NaN in a column of objects is a missing value, as pandas means it
         array = pa.array(values, from_pandas=True)
         # in full: text that is not UTF-8 is found here, by column, not later in DuckDB
         array.validate(full=True)
@@ -175,6 +177,7 @@ def _array(name: str, values: Any) -> Array:
             _check_moments(name, values)
         return array
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        # by name: numpy's and pandas' types need not be imported
         kinds = {type(value).__name__ for value in values}
     try:
         # A column of ints and strings is common after joins in pandas; labels are text anyway.
@@ -201,6 +204,7 @@ def _array(name: str, values: Any) -> Array:
 def _check_moments(name: str, values: Any) -> None:
     """Raise DataError for Python times of two kinds, which Arrow makes one: the hour of some would
     be another."""
+    # kind of a time -> the first row that is of it
     rows: dict[str, int] = {}
     for row, value in enumerate(values, 1):
         # a datetime is a date too
@@ -251,8 +255,10 @@ def plain_array(name: str, array: Array) -> Array:
         return plain_array(name, array.cast(kind.value_type))
     elif pa.types.is_null(kind):
         return array.cast(pa.string())
+    # DuckDB has none of 16 bits
     elif pa.types.is_float16(kind):
         return array.cast(pa.float32())
+    # DuckDB has decimals of 38 digits at most
     elif pa.types.is_decimal256(kind):
         return array.cast(pa.string())
     return array

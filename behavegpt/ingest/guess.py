@@ -24,7 +24,7 @@ from behavegpt.ingest.sources import check_columns, find_logs
 from behavegpt.io import temporary_folder
 
 _UNIQUE = 0.9  # share of distinct values beyond which a column numbers the rows; from _FEW rows on
-_FEW = 20
+_FEW = 20  # rows: with fewer, distinct values say nothing
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def guess_schema(logs: Any, given: Mapping[str, Any]) -> tuple[EventSchema, list
     option to pass.
     """
     logs = find_logs(logs)
+
     settings = {name: value for name, value in given.items() if value is not None}
     # a wrong name is refused before anything is read
     for role in ROLES:
@@ -99,6 +100,7 @@ def _guess(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> str 
 def _tier(sample: ColumnSample, role: str, column: str) -> int:
     """How well the contents suit the role, 0 is best."""
     filled, distinct = sample.filled[column], sample.distinct[column]
+    # half of the rows are enough: many logs tell the place of some events only
     if role in ("location", "behavior"):
         return int(filled < 0.5)
 
@@ -125,6 +127,7 @@ def _table(sample: ColumnSample, schema: EventSchema) -> list[ColumnGuess]:
     result = []
     for column, kind in sample.types.items():
         name = quoted(column)
+        # by column: one query over all would hold the distinct values of each at once
         query = (
             f"SELECT count(*) - count({name}), count(DISTINCT {name}), min({name}::VARCHAR) FROM "
             "sample"

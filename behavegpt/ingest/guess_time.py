@@ -49,6 +49,7 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
     # neither name nor type: text that can be read as times throughout, such as ISO in JSON
     texts = [] if ranks else [column for column in free if _is_text(sample, column)]
     read = {column: _read_times(sample, column, settings) for column in (*ranks, *texts)}
+    # throughout: a text column of which some values look like times is another thing
     ranks |= {column: 0 for column in texts if read[column][0] >= FULL}
 
     keys = {}
@@ -68,6 +69,7 @@ def guess_time(sample: ColumnSample, role: str, settings: Mapping[str, Any]) -> 
         if (rank := name_rank(column, CLOCKS)) is not None
     }
 
+    # tried together: a column called `hour` may hold a number of hours
     for clock in sorted(clocks, key=lambda column: clocks[column]):
         readable, tells_clock = _read_times(sample, f"{date}{PLUS}{clock}", settings)
         if readable >= FULL and tells_clock:
@@ -121,4 +123,5 @@ def _read_times(sample: ColumnSample, time: str, settings: Mapping[str, Any]) ->
             f"{bounds[1] * MICROS}), count(*) FILTER (stamp % {DAY * MICROS} <> 0) FROM (SELECT "
             f"{read.stamp} AS stamp FROM {source.sql})",
         )
+    # the share is of all rows: a column that is half empty is no time of the log
     return good / max(1, rows), clocks > 0

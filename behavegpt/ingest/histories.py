@@ -53,7 +53,9 @@ def as_logs(events: EventData, schema: EventSchema) -> EventData:
             return events
         return _from_rows(events, schema)
 
+    # before the conversion, which drops the index without a word
     _refuse_index(events, schema)
+    # one form for all libraries from here on
     frame = as_frame(events)
 
     if schema.user not in frame.names:
@@ -108,6 +110,7 @@ def rows_as_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
 def _from_rows(rows: Sequence[Any], schema: EventSchema) -> Frame:
     columns = rows_as_columns(rows)
     if schema.user not in columns:
+        # a near miss is a misspelt column, not one history
         near = _nearest(schema.user, [str(name) for name in columns])
         if near:
             raise DataError(
@@ -143,6 +146,7 @@ def _nearest(column: str, names: Sequence[str]) -> str | None:
     def plain(name: str) -> str:
         return "".join(c for c in name.lower() if c.isalnum())
 
+    # a log may call the user `client` where the model's called them `uid`
     users = {plain(column), *NAMES["user"].split()}
     exact = next((name for name in names if plain(name) in users), None)
 

@@ -41,6 +41,7 @@ def json_query(
 
     Raises DataError for lists of different lengths in one row.
     """
+    # what folders say of every row (KEY=VALUE) stands in no object
     own = [column for column in logs.columns if column not in logs.parts]
     paths = {column: split_path(column, own) for column in columns if column not in logs.parts}
     tops = list(dict.fromkeys(top for top, _ in filter(None, paths.values())))
@@ -101,6 +102,7 @@ def _read(files: Sequence[LogFile], columns: Sequence[str], folder: Path) -> str
             write_utf8(first, paths[0])
             values = f"* REPLACE ({literal(first.path)} AS behavegpt_file)"
 
+        # escaped: a `*` in a file's name is no pattern here
         listed = "[" + ", ".join(literal(glob.escape(str(path))) for path in paths) + "]"
         parts.append(
             f"SELECT {values} FROM read_json({listed}, format={literal(first.layout)}, "
@@ -116,6 +118,7 @@ def _shapes(
 ) -> dict[str, list[Any]]:
     """Parsed values of the columns in the first rows."""
     values = ", ".join(f"{quoted(column)}::VARCHAR" for column in columns)
+    # paths are read off values that are there: a schema would have to look at the whole file
     rows = con.execute(f"SELECT {values} FROM {base} LIMIT {_SHAPES}").fetchall()
     shapes: dict[str, list[Any]] = {column: [] for column in columns}
     for row in rows:

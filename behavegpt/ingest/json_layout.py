@@ -13,6 +13,7 @@ _OBJECTS = 1000  # objects whose keys name the columns
 
 
 def json_layout(path: Path, head: str) -> str:
+    # some writers put a line break or spaces first
     start = head.lstrip()
     if start.startswith("["):
         return "array"
@@ -33,6 +34,7 @@ def json_objects(where: str, head: str, layout: str, whole: bool) -> Iterator[di
     a key twice."""
 
     def keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # a dict would keep the last of them without a word
         known = dict(pairs)
         if len(known) < len(pairs):
             names = [key for key, _ in pairs]
@@ -41,6 +43,7 @@ def json_objects(where: str, head: str, layout: str, whole: bool) -> Iterator[di
         return known
 
     decoder = json.JSONDecoder(object_pairs_hook=keys)
+
     place, separators = (head.index("[") + 1, " \t\r\n,") if layout == "array" else (0, " \t\r\n")
 
     for _ in range(_OBJECTS):

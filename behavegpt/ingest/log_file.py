@@ -32,6 +32,7 @@ MAGIC = {
     b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz",
 }  # fmt: skip
+# what people name by mistake: told apart from a log in an odd encoding
 _REFUSED = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV",
@@ -108,6 +109,7 @@ def write_utf8(file: LogFile, target: Path) -> None:
 
 def _one_line_end(pieces: Iterable[str]) -> Iterator[str]:
     """The text with \\n for every line end outside of quotes."""
+    # whether a quote is open, and a line end whose other half may come in the next piece
     quoted, held = False, ""
     for piece in pieces:
         piece = held + piece
@@ -124,6 +126,7 @@ def _one_line_end(pieces: Iterable[str]) -> Iterator[str]:
 
 def is_mixed(head: str) -> bool:
     """Whether lines end in more than one way."""
+    # outside of quotes only: a line end inside a value is the value's own
     return len(set(_LINE_END.findall("".join(head.removesuffix("\r").split('"')[::2])))) > 1
 
 

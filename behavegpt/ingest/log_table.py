@@ -64,6 +64,7 @@ def open_source(
     Where `time` is a list in each row, a row is a history: lists give one event per element, other
     values go with all.
     """
+    # one column may have several roles
     columns = list(dict.fromkeys(columns))
     with reading(logs.name, logs.files):
         if logs.format == "json":
@@ -92,6 +93,7 @@ def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
         return f"({json_sample(con, logs, scratch(con))})"
 
     if logs.format == "csv":
+        # unchecked: the first rows are looked at, and the copy will check all
         base = f"({csv_query(logs.members, own, scratch(con), check=False)})"
     elif logs.format == "parquet":
         base = _parquet_files(logs)
@@ -101,6 +103,7 @@ def open_sample(con: duckdb.DuckDBPyConnection, logs: Logs) -> str:
         base = "behavegpt_logs"
 
     kinds = column_kinds(con, base)
+    # seen in some file, and of a column that DuckDB reads
     below = [path for path in logs.nested if (split := split_path(path, own)) and split[0] in kinds]
 
     expressions = [quoted(name) for name in own]
@@ -162,6 +165,7 @@ def _copy(member: LogFile, columns: list[str], target: Path) -> Path:
             batches, schema = ipc_batches(member.path, columns), None
 
         for batch in batches:
+            # only what is asked for: a type that DuckDB cannot read may be in another column
             arrays = [plain_array(name, batch[name]) for name in columns]
             table = pa.Table.from_arrays(
                 [*arrays, pa.array([str(member.path)] * len(batch))], [*columns, "behavegpt_file"]

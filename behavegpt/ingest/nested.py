@@ -36,6 +36,7 @@ def split_path(path: str, names: Collection[str]) -> tuple[str, list[str]] | Non
     if path in names:
         return path, []
 
+    # from the right: the longest name that is a column
     places = [i for i, letter in enumerate(path) if letter == "."]
     for place in reversed(places):  # a column may have dots in its own name
         if path[:place] in names:
@@ -68,6 +69,7 @@ def check_lengths(
     con: duckdb.DuckDBPyConnection, where: str, base: str, lists: Mapping[str, str]
 ) -> None:
     """Raise DataError where the lists (column -> SQL) of a row differ in length."""
+    # before they are unnested side by side: DuckDB would fill the shorter one with nulls
     first, *others = lists.items()
     for column, sql in others:
         query = (
@@ -109,6 +111,7 @@ def _typed(sql: str, kind: Any, steps: list[str], many: bool, where: str) -> Val
         field = f"struct_extract({sql}, {literal(name)})"
         return _typed(field, fields[name], rest, many, f"{where}.{name}")
 
+    # a key that no row has is null, not an error: keys are data
     if kind.id == "map":
         value = f"map_extract({sql}, {literal(step)})[1]"
         return _typed(value, dict(kind.children)["value"], rest, many, below)
@@ -142,6 +145,7 @@ def _typed_list(sql: str, kind: Any, steps: list[str], many: bool, where: str) -
 
     # event_params and the like: the element whose key is the step
     if {"key", "value"} <= inner.keys():
+        # the first of them, as Google Analytics writes each key once
         pair = f"list_filter({sql}, lambda x: x.key = {literal(step)})[1].value"
         return _typed(pair, inner["value"], rest, many, below)
 
@@ -162,10 +166,12 @@ def _whole(sql: str, kind: Any, many: bool) -> Value:
         texts = (f"struct_extract({sql}, {literal(name)})::VARCHAR" for name, _ in kind.children)
 
         return Value(f"coalesce({', '.join(texts)})")
+    # a list that is one value of one event stays whole, and is refused as a label later
     return Value(sql, many and kind.id in ("list", "array"))
 
 
 def _json(sql: str, samples: list[Any], steps: list[str], many: bool) -> Value:
+    # by the values that were seen: JSON has no types that could be asked
     lists = bool(samples) and all(isinstance(sample, list) for sample in samples)
 
     if not steps:
@@ -227,6 +233,7 @@ def _arrow_paths(name: str, kind: pa.DataType, depth: int) -> Iterator[str]:
         # its keys are data, not names: unknown without reading rows
         if pa.types.is_struct(kind) and {"key", "value"} <= {field.name for field in kind}:
             return
+    # bounded: a type may hold itself over many levels, and people read the list
     if pa.types.is_struct(kind) and depth:
         for field in kind:
             path = f"{name}.{field.name}"

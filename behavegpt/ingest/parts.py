@@ -40,6 +40,7 @@ def save_part(
     """
     folder.mkdir()
 
+    # what sort_events reads beside the codes
     columns = {"time": table["time"].to_numpy()}
     if "order_key" in table.column_names:
         columns["order"] = table["order_key"].to_numpy()
@@ -100,6 +101,7 @@ class Parts:
                 }
 
     def _column(self, part: int, name: str, rows: slice) -> np.ndarray:
+        # mapped: a piece is read, not the whole column
         values = np.asarray(self._open(part, self._files.get(name, name))[rows])
         return self._codes[name][part][values] if name in self._codes else values
 

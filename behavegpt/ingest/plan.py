@@ -160,6 +160,7 @@ class Plan:
         return int(lines or 0)
 
     def _rows(self, batch: pa.RecordBatch) -> Rows:
+        # no copies: a batch is used up before the next one is read
         reasons, users = np.from_dlpack(batch["reason"]), np.from_dlpack(batch["c0"])
         bad = reasons > 0
         rejected, rejected_users = np.bincount(reasons[bad], minlength=len(REASONS)), users[bad]
@@ -266,6 +267,7 @@ def make_plan(
 
         order = None
         if schema.order:
+            # keys as floats would make neighbors equal beyond 2^53
             whole = survey.order if survey else order_is_whole(con, source, schema.order)
             order = _order_key(source, schema.order, bool(whole))
 
@@ -302,5 +304,6 @@ def _order_key(source: Source, column: str, whole: bool) -> tuple[str, str]:
     if whole:
         return f"TRY_CAST({value} AS BIGINT)", f"({1 - 2**63})::BIGINT"
 
+    # NaN would sort behind all numbers, and is no place in an order
     number = f"TRY_CAST({value} AS DOUBLE)"
     return f"(CASE WHEN NOT isnan({number}) THEN {number} END)", "'-inf'::DOUBLE"

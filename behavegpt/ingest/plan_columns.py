@@ -22,6 +22,7 @@ def label_columns(schema: EventSchema, fields: Collection[str] | None = None) ->
         for field, column in schema.label_columns.items()
         if fields is None or field == "event" or field in fields
     }
+    # a group is read and counted as a label is, but is no field of the model
     group = {} if schema.group is None else {"group": schema.group}
     return {"user": schema.user, **labels, **group}
 
@@ -56,6 +57,7 @@ def is_label_type(sql_type: str) -> bool:
 
 def check_type(source: Source, role: str, column: str) -> None:
     """Raise DataError for a column whose type is not what its role needs."""
+    # of the column, not of the values: text in a column of text is judged row by row
     kind = source.types[column]
     bad = not is_label_type(kind)
     what, remedy = "a label", "write it as text or a number"

@@ -58,6 +58,7 @@ class Preparation:
     def check(self) -> None:
         """Raise ConfigError or DataError for an option without sense."""
         parse_split(self.split)
+        # the options that Python and the command line share are checked by one model
         numbers = {name: getattr(self, name) for name in PrepareOptions.model_fields}
         check_settings(PrepareOptions, numbers, "prepare")
         bytes_of(self.memory)
@@ -71,6 +72,7 @@ class Preparation:
 def bytes_of(memory: str) -> int:
     """Bytes of a text like 2GiB, 512MB or 4G (all in powers of two). Raises DataError."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", memory, re.IGNORECASE)
+    # in powers of two, also for GB: the limit is one of memory, and a little more is no harm
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
 
     if size < _LEAST_MEMORY:

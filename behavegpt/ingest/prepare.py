@@ -107,12 +107,15 @@ def prepare(
         _workspace(out, chosen) as (folder, work),
         connect(work, chosen.budget // 2, chosen.threads) as con,
     ):
+        # inside the workspace: a folder that cannot be written is refused before the log is looked
+        # for
         logs = find_logs(logs, chosen.encoding)
         tell(f"reading {logs.name} ({logs.format})")
         schema = schema or guess_schema(logs, {})[0]
 
         encoded = _encode(con, logs, schema, work, chosen, tell)
         tell(f"{encoded.rows:,} rows, {int(encoded.rejected.sum()):,} rejected")
+        # before the vocabularies: too many bad rows end the work here
         write_rejects(encoded, folder, chosen.max_reject_share, out)
 
         read = _fit(encoded, logs, chosen)
@@ -126,6 +129,7 @@ def prepare(
         write_card(folder / "data_card.md", card, **counted, remarks=read.remarks)
         _tell_result(card.manifest, tell)
 
+    # only now: the workspace has become `out` with the end of the block
     return open_store(out)
 
 
@@ -156,6 +160,7 @@ def preview(
         encoded, splitter, vocabularies, remarks = _fit(encoded, logs, chosen)
 
         schema = encoded.plan.schema
+
         split = sum(np.bincount(splitter(columns), minlength=3) for columns in encoded.scan("time"))
         kept = int(encoded.counts[encoded.kept].sum())
         ties = tell_ties(_count_ties(encoded), kept, schema, MANY)
@@ -169,6 +174,7 @@ def preview(
             dict(zip(SPLITS, map(int, np.asarray(split)), strict=True)),
             splitter.boundaries,
             {field: vocabulary.classes for field, vocabulary in vocabularies.items()},
+            # what `prepare` says at its end, of the folder that it wrote
             (*remarks, *([ties] if ties else []), *_baskets(encoded)),
         )
 
@@ -188,6 +194,7 @@ def _count_ties(encoded: Encoded) -> int:
     """Kept events that share user and time with another."""
     total = 0
     for columns in encoded.read("time"):
+        # a user's events are all in one bucket, so ties never cross two
         index = np.lexsort([columns["time"], columns["user"]])  # (N,) of a bucket
         total += count_ties({name: column[index] for name, column in columns.items()})
     return total
@@ -251,6 +258,7 @@ def _with_users(encoded: Encoded, table: Any) -> Encoded:
 
 def _fit(encoded: Encoded, logs: Logs, chosen: Preparation) -> _Read:
     """Splits and vocabularies, and what people should know of the logs. Raises DataError."""
+    # first: a weekday that says nothing must not be among the fields
     encoded, clock = without_clock(encoded, logs)
 
     splitter = make_splitter(encoded, chosen.split)

@@ -16,6 +16,7 @@ REASONS = (
     "order is not a number",
     "line cannot be cut into columns",
 )
+# in the order in which a row is looked at: the first fault is the one that is told
 WRONG_TYPE, NO_USER, NO_TIME, BAD_TIME, LATE, NO_EVENT, BAD_ORDER, MALFORMED = range(
     1, len(REASONS)
 )

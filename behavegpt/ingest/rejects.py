@@ -47,6 +47,7 @@ def write_rejects(encoded: Encoded, folder: Path, max_share: float, out: Path | 
                 columns = [column.cast(pa.string()) for column in batch.columns]
                 writer.write_batch(pa.record_batch(columns, schema=text))
 
+    # also with every row allowed: a folder without events is of no use
     if bad <= max_share * encoded.rows and encoded.kept.any():
         return
 
@@ -90,6 +91,7 @@ def _remedy(encoded: Encoded) -> str:
     }
 
     remedy = remedies.get(most, "Mend the rows")
+    # where most rows are bad it is the column that is wrong, not the rows
     enough = math.ceil(100 * share) / 100
     return (
         f"{remedy}, or fix the rows, or leave them out with --max-reject-share {enough:.2f}."

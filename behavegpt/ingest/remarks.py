@@ -77,6 +77,7 @@ def early_times(encoded: Encoded) -> str | None:
 
 def one_label(vocabularies: Mapping[str, Vocabulary], schema: EventSchema) -> str | None:
     """What to say when there is nothing to predict."""
+    # what is predicted
     role = "event" if schema.behavior_is_event else "behavior"
     if vocabularies[role].classes != 1:
         return None
@@ -108,6 +109,7 @@ def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str
     if encoded.users is None:
         return None
 
+    # users who are left out are not spoken of
     kept = pa.array(encoded.kept)
     there = encoded.users.has(encoded.plan.labels("user").filter(kept))  # (users,)
     text = f"features of {int(there.sum()):,} of {len(there):,} users are known"
@@ -158,4 +160,5 @@ def _clock(schema: EventSchema, logs: Logs) -> str:
         for column in logs.columns
         if column not in taken and (rank := name_rank(column, CLOCKS)) is not None
     }
+    # `hour` stands for it: the sentence must show the form of the option
     return min(ranks, key=lambda column: ranks[column]) if ranks else "hour"

@@ -59,12 +59,14 @@ def read_times(
     array: pa.ChunkedArray, schema: EventSchema, bounds: tuple[int, int]
 ) -> RowTimes | None:
     """Times of an Arrow column (N,); `bounds` are seconds. None where DuckDB must decide."""
+    # only where both readers surely agree: a doubt is left to DuckDB
     kind, local = array.type, schema.naive_time == "local"
     if pa.types.is_timestamp(kind) or pa.types.is_date32(kind):
         return _of_moments(array, local and getattr(kind, "tz", None) is None)
 
     values = array.to_pylist()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        # each text once: a few rows of one user share their dates
         known = {text: _read_text(text) for text in set(values) - {None}}
         texts = [_Text(empty=True) if text is None else known[text] for text in values]
     elif pa.types.is_integer(kind) or pa.types.is_float64(kind):
@@ -73,6 +75,7 @@ def read_times(
         return None
 
     read = [text for text in texts if text is not None]
+    # before 1970 the two round in different directions
     if len(read) < len(texts) or bounds[0] < 0:
         return None
 
@@ -99,11 +102,13 @@ def _of_moments(array: pa.ChunkedArray, wall: bool) -> RowTimes | None:
 
     unit = "D" if is_date else array.type.unit
     if unit == "ns":
+        # DuckDB rounds those before 1970 the other way
         if (values < 0).any():
             return None
         values, unit = (values + 500) // 1000, "us"
 
     each = {"D": MICROS * 86_400, "s": MICROS, "ms": 1000, "us": 1}[unit]
+    # the product would not fit 64 bits
     if ((values > _LIMIT // each) | (values < -_LIMIT // each)).any():
         return None
 

@@ -70,6 +70,7 @@ def read_rows(
     if times is None or (schema.order and order is None):
         return None
 
+    # column by column: the first that only DuckDB can read ends it
     labels: dict[str, _Labels] = {}
     for field, column in columns.items():
         read = _labels(table[column], schema.label_rules.get(field))
@@ -113,6 +114,7 @@ def _few_rows(logs: Logs, roles: Mapping[str, str]) -> pa.Table | None:
         table = frame.select(list(dict.fromkeys(roles.values())), MOST_ROWS + 1)
     except (DataError, pa.ArrowException, UnicodeError):  # told by who reads all rows
         return None
+    # one row more was asked for, so that a longer table is told without reading it
     return table if 0 < table.num_rows <= MOST_ROWS else None
 
 
@@ -134,6 +136,7 @@ def _reasons(
     if order is not None:
         tests[BAD_ORDER] = order.unread
 
+    # select takes the first test that holds, as CASE does in SQL
     return np.select(list(tests.values()), list(tests), 0)
 
 
@@ -203,6 +206,7 @@ def _labels(column: pa.ChunkedArray, rule: str | None) -> _Labels | None:
         return None
 
     distinct = {value: as_label_text(value) for value in set(values) - {None}}
+    # beyond 2^53 neighbors have one spelling: DuckDB raises the error
     if any(isinstance(value, float) and _inexact(value) for value in distinct):
         return None
 
@@ -222,6 +226,7 @@ def _labels(column: pa.ChunkedArray, rule: str | None) -> _Labels | None:
     code = {text: number for number, text in enumerate(known, 1)}
     codes = np.array([0 if text is None else code[text] for text in texts], np.int64)
 
+    # the lower half, as DuckDB's md5_number_lower
     digests = (hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:] for text in known)
 
     hashes = np.array([0, *(int.from_bytes(half, "little") for half in digests)], np.uint64)
@@ -235,6 +240,7 @@ def _order(column: pa.ChunkedArray) -> _Order | None:
         return None
 
     if pa.types.is_floating(column.type):
+        # NaN is unread, and rejected: its place in the order decides nothing
         numbers = [-math.inf if value is None or value != value else value for value in values]
         unread = [value is not None and value != value for value in values]
         return _Order(np.array(numbers, np.float64), np.array(unread))

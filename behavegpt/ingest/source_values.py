@@ -35,6 +35,7 @@ def event_values(
     many = time is not None and _is_many(
         con, base, value_of(logs, kinds, time, True), kinds.get(time)
     )
+    # columns as they stand: nothing to select, and parquet is read without a copy
     if not many and all(column in kinds and column not in logs.parts for column in columns):
         return base
 
@@ -144,6 +145,7 @@ def column_types(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, str]:
 
 def column_kinds(con: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
     """DuckDB's types as objects, with what they hold."""
+    # no rows are read: a relation knows its types
     relation = con.sql(f"SELECT * FROM {sql}")
     return dict(zip(relation.columns, relation.types, strict=True))
 

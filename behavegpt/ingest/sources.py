@@ -59,6 +59,7 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
         return logs
     if isinstance(logs, (str, Path)):
         logs = [logs]
+    # the last thing it can be: what is none is refused by name there
     if not isinstance(logs, (list, tuple)):
         frame = as_frame(logs)
         return Logs("frame", "table", (), frame.names, (), frame)
@@ -71,6 +72,7 @@ def find_logs(logs: Any, encoding: str | None = None) -> Logs:
         return Logs(str(logs[0]), "table", (), frame.names, (), frame)
 
     files = list(dict.fromkeys(file for log in logs for file in expand(str(log))))
+
     for file in files:
         check_unicode(file)
     return _logs_of_files(files, encoding)
@@ -101,6 +103,7 @@ def _logs_of_files(files: Sequence[Path], encoding: str | None) -> Logs:
         name for name, _ in members[0].parts if name in of_folders and name.lower() not in own
     )
 
+    # a name for messages, not a list of thousands of files
     name = str(files[0]) if len(members) == 1 else f"{files[0]} and {len(members) - 1} more"
     return Logs(name, kind, members, (*names, *parts), parts)
 

@@ -81,6 +81,7 @@ def encode_on_spark(
     job = Job(absolute, shown, schema, columns, source.types, bounds, chosen.budget)
 
     with spark_session(chosen.spark_master) as spark, errors_of_workers():
+        # three passes over the files: what they hold, the rows, and those that were rejected
         job = _surveyed(spark, job, tell)
         rejected, parts = _make_parts(spark, job, work / "parts")
 
@@ -93,6 +94,7 @@ def encode_on_spark(
     tell(f"{len(parts)} parts")
 
     con.register("behavegpt_rejects", rejects)
+    # workers end in any order, and the file must be the same bytes
     query = "SELECT * FROM behavegpt_rejects ORDER BY ALL"
 
     plan = _plan_of(con, job, source)
@@ -163,10 +165,12 @@ def _make_parts(spark: Any, job: Job, folder: Path) -> tuple[np.ndarray, list[Pa
 
     sorted_rows = (
         rows.filter("reason = 0")
+        # by ranges of users, whose parts then follow each other as codes do
         .repartitionByRange(count, "c0")
         .mapInArrow(partial(save_rows, job, folder), "part int")
     )
 
+    # empty ranges make no part
     parts = sorted(row.part for row in sorted_rows.collect())
     rows.unpersist()
     return rejected, [folder / str(part) for part in parts]

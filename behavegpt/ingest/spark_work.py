@@ -68,6 +68,7 @@ def _opened(job: Job, number: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, 
     """A file of the logs on a worker, its columns of the types that they have in all files
     together."""
     file = job.logs.files[number]
+    # one thread: Spark starts a task for each core
     with temporary_folder() as work, connect(work, job.memory, 1) as con:
         needed = part_columns(job.logs, needed_columns(job.schema, job.columns))
         alone = replace(job.logs, members=(job.logs.members[number],))
@@ -119,8 +120,10 @@ def read_files(job: Job, numbers: Batches) -> Batches:
             for rows in plan.batches(PIECE):
                 rejected += rows.rejected
                 values = _as_text(rows.columns, labels)
+                # by name: the order of the columns is that of the schema Spark was told
                 yield pa.record_batch([values[name] for name in schema.names], schema=schema)
 
+            # known once the file was read to its end
             rejected[MALFORMED] = plan.malformed()
             if rejected.any():
                 yield _tally(rejected, schema)

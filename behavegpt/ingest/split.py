@@ -91,11 +91,13 @@ def time_boundaries(
         span = last + 1 - first
         return first + int(rule.ends[0] * span), first + int(rule.ends[1] * span)
 
+    # behind the last event, so that by time everything is training
     if rule.kind == "user":
         return last + 1, last + 1
 
     start, stop = int(rule.ends[0] * events), int(rule.ends[1] * events)  # ranks of the first ones
     ranks = {rank for rank in (start, stop) if rank < events}
+    # ranks, not quantiles: between two equal times no boundary can lie
     seconds = _order_statistics(times, ranks, first, last + 1, per_second)
     return seconds.get(start, last + 1), seconds.get(stop, last + 1)
 

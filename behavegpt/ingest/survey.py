@@ -13,8 +13,9 @@ from typing import NamedTuple
 import duckdb
 
 from behavegpt.data.database import one_row, quoted
-from behavegpt.data.labels import check_exact, common_rules, create_values, fitting_rules
+from behavegpt.data.labels import check_exact, common_rules, create_values
 from behavegpt.data.schema import EventSchema
+from behavegpt.ingest.dictionaries import fitting_rules
 from behavegpt.ingest.log_table import Source
 from behavegpt.ingest.time_survey import INTEGERS, TimeSurvey, add_surveys, survey_column
 
@@ -35,6 +36,7 @@ def survey_rows(
     """The findings of an open source; `columns` are those of the labels."""
     order = order_is_whole(con, source, schema.order) if schema.order else None
     rules = tuple(_label_rules(con, source, column) for column in columns.values())
+    # last, as it is the cheapest: a column that cannot be read has ended the survey before
     rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
     return Survey(rows, survey_times(con, source, schema), order, rules)
 
@@ -61,6 +63,7 @@ def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) 
     key."""
     name, kind = quoted(column), source.types[column]
     if kind != "VARCHAR":
+        # of 64 bits and signed: what the columns of the buckets hold
         return kind in INTEGERS and kind not in ("HUGEINT", "UHUGEINT", "UBIGINT")
 
     # 18 digits: every such number is an integer of 64 bits
@@ -73,8 +76,10 @@ def _label_rules(con: duckdb.DuckDBPyConnection, source: Source, column: str) ->
     """Rules that the labels of a column fit; None without any label."""
     kind = source.types[column]
     create_values(con, "behavegpt_values", source.sql, column, kind)
+    # numbers too large for a float would be one label with their neighbors
     check_exact(con, source.name, column, "behavegpt_values", kind, None)
     rules = fitting_rules(con, "behavegpt_values", kind)
+    # one column at a time: all of them together may not fit the memory
     con.execute("DROP TABLE behavegpt_values")
     return rules
 

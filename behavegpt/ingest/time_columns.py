@@ -102,6 +102,7 @@ def time_column(
 
 def _formats(schema: EventSchema, survey: TimeSurvey, where: str) -> tuple[str, ...]:
     """The formats of a column that is neither ISO times nor epoch numbers, empty for those."""
+    # a unit was named: the column holds numbers, whatever they look like
     if schema.time_unit != "auto":
         return ()
     # digits such as 20240401 are numbers too: a form only where nearly all are days of the calendar
@@ -231,6 +232,7 @@ def resolve_unit(schema: EventSchema, survey: TimeSurvey, where: str) -> str:
             "numbers: --time-unit s."
         )
 
+    # numbers that are plausible in each unit or a coarser one
     below = (*survey.below, survey.numbers)
     # the median number decides: a few zeros or typing errors must not
     unit = next(

@@ -47,6 +47,7 @@ def join_times(source: Source, logs: Logs, time: str) -> Source:
     if len(parts) == 1:
         return replace(source, wall=_wall_files(source, logs, time))
 
+    # joined as text: what the two look like together is surveyed like any other column
     date, clock = parts
     texts = _date(quoted(date), source.types[date]), _clock(quoted(clock), source.types[clock])
 

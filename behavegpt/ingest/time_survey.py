@@ -27,6 +27,7 @@ _SERIALS = (30_000, 60_000)  # 1982 to 2064: told without being named
 # unit of epoch numbers below this magnitude
 UNITS = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
 _LEAST_NS = 9e17  # 1998: nobody wrote nanoseconds before
+# days as numbers, YYYYMMDD: no epoch in seconds of our days is as small
 _DATES = (19_000_101, 21_001_231)
 PLAIN = "{0} LIKE '____-__-_____:__:__'"  # no room for a zone
 # characters of a text that may be a time; shapes that are looked at

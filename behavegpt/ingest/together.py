@@ -40,6 +40,7 @@ def reading_key(rows: Sequence[Mapping[str, Any]], schema: EventSchema) -> Readi
     for role, column in columns_of(schema).items():
         values = [row.get(column) for row in rows]
         kinds = {type(value) for value in values} - {type(None)}
+        # a float's label depends on the column's rule; other types are DuckDB's to read
         if len(kinds) > 1 or not kinds <= {str, int, bool}:
             return None
 
@@ -50,6 +51,7 @@ def reading_key(rows: Sequence[Mapping[str, Any]], schema: EventSchema) -> Readi
         # the unit of numbers is told from all of them
         if kind is int and role == "time" and schema.time_unit == "auto":
             return None
+        # absent and null are read alike, but a missing column is an error that names it
         key.append((column, kind, column in names))
 
     return tuple(key)
@@ -57,7 +59,9 @@ def reading_key(rows: Sequence[Mapping[str, Any]], schema: EventSchema) -> Readi
 
 def _depends_on_others(role: str, value: str) -> bool:
     if role == "time":  # a number as text, or a form that is read apart
+        # ISO times are read row by row, everything else by what the column holds
         return "-" not in value or not value[:4].isdigit()
     if role == "order":  # whole numbers sort as such, alone or in company; other text need not
         return not (value.isascii() and value.isdigit() and len(value) <= SURE_DIGITS)
+    # `7.0` is the label `7` only where all labels of the column are whole
     return value.endswith(".0")

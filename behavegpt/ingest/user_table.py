@@ -64,6 +64,7 @@ def with_features(schema: EventSchema, table: Any) -> EventSchema:
     # read before, and its columns were chosen then
     if isinstance(table, UserTable):
         return schema
+
     logs = find_logs(table)
     if not schema.features:
         columns = tuple(column for column in logs.columns if column != schema.user)
@@ -137,6 +138,7 @@ def _read(
             rule = rules.get(field)
             found[field] = build_dictionary(con, source, column, number, rule)[0]
 
+        # a LEFT JOIN: a missing value is an unknown label, not a user less
         names = ", ".join(f"d{i}.label AS {quoted(field)}" for i, field in enumerate(fields))
         joins = " ".join(
             f"LEFT JOIN (SELECT r.raw, l.label FROM raw_{i} r JOIN dictionary_{i} l USING (code)) "

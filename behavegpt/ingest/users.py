@@ -28,6 +28,7 @@ class Users(Mapping[str, UserState]):
 
     tokenizer: EventTokenizer
     spec: StateSpec
+    # made when it is asked for: a log of millions of users has no million states in memory
     known: Mapping[str, UserState] = field(default_factory=dict)
 
     def __getitem__(self, user: str) -> UserState:
@@ -56,6 +57,7 @@ class Users(Mapping[str, UserState]):
 
         schema = self.tokenizer.event_schema
         columns: dict[str, list[Any]] = {}
+        # in the order of their first mention; a set would reorder columns from call to call
         for name in dict.fromkeys(name for row in events for name in row):
             columns[str(name)] = [row.get(name) for row in events]
 
@@ -78,6 +80,8 @@ class Users(Mapping[str, UserState]):
         alike: dict[ReadingKey, list[str]] = {}
         for user, rows in asked.items():
             key = reading_key(rows, schema)
+            # rows that name their user are left out: `read` compares the name and tells the mistake
+
             if user and key is not None and not any(schema.user in row for row in rows):
                 alike.setdefault(key, []).append(user)
 
@@ -95,14 +99,17 @@ class Users(Mapping[str, UserState]):
                 encoded = self.tokenizer.by_name.encode(columns, warn=False)
             except DataError:  # of which user? each is read alone
                 continue
+            # rejected rows are counted over all users: alone, each is told its own
             parts |= {} if encoded.rejected else _apart(encoded)
 
         return parts
 
     def take_up(self, state: UserState, encoded: EncodedHistories) -> None:
         """Take up what `read` gave, later than all that the state knows. Raises DataError."""
+        # a state of another model may have the same fields and other classes
         self.spec.check([state])
 
+        # histories are sorted: the first is the earliest
         first = int(encoded.columns["time"][0])
 
         # an event of the same second is taken up: logs have many
@@ -132,6 +139,7 @@ class KeepsStates(ABC):
         """
         users = self.users
         if events is not None:
+            # read first: where that fails there is no half made state
             encoded = users.read(user, events)
             state = users.spec.new(user, len(encoded.columns["time"]))
             users.take_up(state, encoded)
@@ -168,6 +176,7 @@ def as_states(events: Any) -> list[UserState] | None:
     else."""
     if isinstance(events, UserState):
         return [events]
+    # an empty list is no list of states: nothing tells what it holds
     states = list(events) if isinstance(events, (list, tuple)) else []
     return states if states and all(isinstance(state, UserState) for state in states) else None
 
@@ -177,6 +186,7 @@ def _shown(seconds: int) -> str:
 
 
 def _alone(user: str, encoded: EncodedHistories) -> EncodedHistories:
+    # all events or none: a state cannot be mended afterwards
     if encoded.rejected or len(encoded.users) != 1:
         reasons = ", ".join(f"{rows} rows: {reason}" for reason, rows in encoded.rejected.items())
         raise DataError(

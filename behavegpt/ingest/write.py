@@ -20,6 +20,7 @@ from behavegpt.ingest.card import CardFacts
 from behavegpt.ingest.encode import Encoded, Splitter
 from behavegpt.ingest.reasons import named_rejects
 
+# of a row group: what is written depends on it, so it never changes
 USERS_HELD = 1 << 20
 
 
@@ -42,6 +43,7 @@ def write_folder(
     digests["users"] = _write_users(encoded, folder / "users.parquet")
 
     hashes = {field: vocabulary.hash for field, vocabulary in vocabularies.items()}
+
     is_by_user = splitter.of_user is not None
     manifest = Manifest(
         format=FORMAT,
@@ -152,6 +154,7 @@ def _write_users(encoded: Encoded, path: Path) -> str:
     digest = UsersDigest()
     query = f"SELECT label AS user FROM {encoded.plan.dictionary('user')} ORDER BY code"
 
+    # code 0 is null, which is no user
     start, waiting = 1, pa.table({"user": pa.array([], pa.string())})
 
     with pq.ParquetWriter(path, waiting.schema) as writer:

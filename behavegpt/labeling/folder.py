@@ -13,6 +13,7 @@ MODEL_TYPE = "behavegpt_label"
 
 def label_folder(folder: str | Path) -> Path:
     path = local_path(folder)
+    # a run and its model both stand for it, as everywhere
     inside = path / "model"
     return inside if not (path / "config.json").is_file() and inside.is_dir() else path
 
@@ -22,6 +23,7 @@ def holds_label_model(folder: str | Path) -> bool:
     config = label_folder(folder) / "config.json"
     try:
         facts = read_json(config, CheckpointError, "restore it") if config.is_file() else {}
+    # a damaged config: whoever opens the folder says so
     except CheckpointError:
         return False
     return facts.get("model_type") == MODEL_TYPE

@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.devices import choose_device
-from behavegpt.errors import CheckpointError, DataError, first_line
+from behavegpt.errors import CheckpointError, DataError
 from behavegpt.ingest.asked import seconds_of
 from behavegpt.ingest.histories import EventData, as_logs, rows_as_columns
 from behavegpt.labeling.folder import holds_label_model, label_folder
@@ -31,7 +30,7 @@ from behavegpt.model.label import BehaveGPTForUserLabels
 from behavegpt.probing.features import aggregates
 from behavegpt.probing.past import MICROS, Past, shown
 from behavegpt.tabular import Tabular
-from behavegpt.training.model_folder import DAMAGED, WEIGHTS, check_files
+from behavegpt.training.model_folder import WEIGHTS, check_files, read_pretrained
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +52,7 @@ class UserLabels(Tabular):
         columns: dict[str, Any] = {"user": self.users}
         if not self.classes:
             return pa.table(columns | {self.label: self.values[:, 0]})
+        # object: numpy's texts would be as wide as the longest class
         best = np.array(self.classes, object)[self.values.argmax(1)]
         columns[self.label] = pa.array(best, pa.string())
         shares = zip(self.classes, self.values.T, strict=True)
@@ -76,18 +76,23 @@ class LabelPredictor:
         """
         tokenizer = self.tokenizer.reading(columns) if columns else self.tokenizer
         schema = tokenizer.event_schema
+
         moment = None if at is None else seconds_of(at, schema)
         rows: Any = events
+        # rows as a web service has them; all readers take columns
         if isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
             rows = rows_as_columns(rows)
+        # as a table, not in ids: aggregates count events of unknown labels too
         table = tokenizer.read(as_logs(rows, schema)).table
         if moment is None and len(table):
+            # a second behind the last event: aggregates tell how long ago it was
             moment = pc.max(table["time"]).as_py() // MICROS + 1
 
         before = table if moment is None else table.filter(pc.less(table["time"], moment * MICROS))
         if moment is None or not len(before):
             when = "at all" if moment is None else f"before {shown(moment)}"
             raise DataError(f"the log has no usable event {when}; name a later date.")
+        # without a predictor: a label head asks for no vectors of another model
         past = Past(before, tokenizer.encode_table(before), None, moment)
         said = outputs(self.model, Examples(past.encoded, aggregates(past, schema)))
         config = self.model.config
@@ -107,19 +112,6 @@ def load_label(folder: str | Path, device: str | torch.device | None = None) -> 
             f"{path}: not a model with a label head; open it with behavegpt.load."
         )
 
-    disable_progress_bar()
-    try:
-        read: Any = BehaveGPTForUserLabels.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        model, loaded = read
-        tokenizer = EventTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # transformers raises whatever a strange config leads to
-        raise CheckpointError(
-            f"{path}: cannot be loaded ({first_line(error)}); {DAMAGED}."
-        ) from None
-
-    if loaded["missing_keys"] or model.config.tokenizer_hash != tokenizer.hash:
-        raise CheckpointError(f"{path}: weights, config and labels do not match; {DAMAGED}.")
+    model, tokenizer = read_pretrained(BehaveGPTForUserLabels, path)
     torch.nn.Module.to(model, choose_device(device))
     return LabelPredictor(model, tokenizer)

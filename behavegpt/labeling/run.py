@@ -35,7 +35,7 @@ from behavegpt.probing.features import aggregates
 from behavegpt.probing.labels import read_labels
 from behavegpt.probing.past import Log, check_date, past_of, read_log, shown, trained_until
 from behavegpt.probing.result import ProbeResult, Score, Scores
-from behavegpt.probing.run import Question, Work, ask
+from behavegpt.probing.run import Question, Work, ask, name_of
 from behavegpt.probing.scoring import METRICS, figures
 from behavegpt.probing.settings import ProbeSettings
 from behavegpt.shipped import is_universal
@@ -86,14 +86,12 @@ def finetune_label(
     rule = read.schema.label_rules.get("user")
     known = read_labels(labels, label, label_user, read.schema.user, rule, chosen.task)
     probing = _probing(chosen)
+    # the same question as the probes': same users, same folds
     asked = ask(known, read, moment, probing)
-    # seeds=0 asks for the model alone: it is not judged, and trains once
-    if not chosen.seeds:
-        asked = asked._replace(folds=[])
     examples = examples_before(predictor, read, moment, asked.users)
 
     scores = []
-    if asked.folds:
+    if chosen.seeds:  # none asks for the model alone: it is not judged, and trains once
         scores = _judged(Folded(predictor, examples, asked, chosen), step)
         beside = Work(predictor, read, probing, step).scores(asked, moment, 0, probing.probes)
         scores += [row for row in beside if row.features in BESIDE]
@@ -102,12 +100,8 @@ def finetune_label(
     # the figures are those of the folds' models; the one that is kept learns from everybody
     answers = Answers(asked.target, known.classes, known.column)
     network, learned = train_label(predictor.model, examples, answers, chosen)
-    facts = {
-        "model": str(model) if isinstance(model, (str, Path)) else repr(model),
-        **_facts(predictor, asked, moment),
-        "learned": learned,
-        "settings": chosen.model_dump(mode="json"),
-    }
+    facts = {"model": name_of(model), **_facts(predictor, asked, moment)}
+    facts |= {"learned": learned, "settings": chosen.model_dump(mode="json")}
     result = ProbeResult(facts, Scores(tuple(scores)), _differences(scores), Scores(()))
     _write(folder, network, predictor, result)
     return result
@@ -175,6 +169,7 @@ def _judged(work: Folded, step: Step) -> list[Score]:
         said = said if asked.labels.classes else said[:, 0]
         rows.append(figures(asked.target[fold.test], said))
 
+    # last and mean states, and the aggregates beside them
     width = 2 * work.predictor.model.config.hidden_size + work.examples.aggregates.shape[1]
     return [
         Score(

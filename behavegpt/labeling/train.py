@@ -19,6 +19,7 @@ from behavegpt.labeling.settings import LabelSettings
 from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.config import BehaveGPTConfig
 from behavegpt.model.label import BehaveGPTForUserLabels, BehaveGPTLabelConfig
+from behavegpt.ragged import ranges
 
 BATCHES = 1024  # users at once where nothing is trained
 STEPS = 600  # about so many by default
@@ -56,12 +57,15 @@ def make_model(
     classes = list(answers.classes) or None
     config = BehaveGPTLabelConfig(**shape, label=answers.label, classes=classes)
 
+    # of the head alone: the transformer's first weights are replaced below
     torch.manual_seed(seed)
     model = BehaveGPTForUserLabels(config)
     model.model.load_state_dict(base.model.state_dict())
     torch.nn.Module.to(model, base.device)
     features = _features(model, train)
+    # of the training users alone: those held out must not decide how they are scaled
     model.center.copy_(features.mean(0))
+    # a dimension that never varies is left at its 0, and not divided by it
     model.scale.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
     return model
 
@@ -87,22 +91,26 @@ def train_label(
     """
     generator = np.random.default_rng(settings.seed)
     users = generator.permutation(len(answers.target))
+    # by users: a user's label stands for all of their events
     held = max(1, round(settings.held_out * len(users)))
     held_out, train = np.sort(users[:held]), np.sort(users[held:])
     model = make_model(
         base, answers._replace(target=answers.target[train]), examples.of(train), settings.seed
     )
+
     target = scaled(answers.target, model.config)
 
     model.model.requires_grad_(settings.body_lr > 0)
     groups = _groups(model, settings)
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
     steps = -(-len(train) // settings.batch_users)  # of an epoch
     epochs = settings.epochs or min(max(10, STEPS // steps), 100)
     peaks = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, epochs * steps, pct_start=0.1)
 
     losses: list[float] = []
+    # before the first epoch: what is left where every loss is NaN
     best = copy.deepcopy(model.state_dict())
     for _ in range(epochs):
         model.train()
@@ -110,9 +118,7 @@ def train_label(
         for first in range(0, len(order), settings.batch_users):
             chosen = order[first : first + settings.batch_users]
             optimizer.zero_grad()
-            for part, arguments in _batches(model, examples.of(chosen)):
-                share = len(part) / len(chosen)
-                (share * model(**arguments, labels=target[chosen[part]]).loss).backward()
+            _add_gradients(model, examples.of(chosen), target[chosen])
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -123,6 +129,14 @@ def train_label(
     model.load_state_dict(best)
     facts = {"held_out_loss": losses, "best_epoch": int(np.argmin(losses)) + 1}
     return model.eval(), facts
+
+
+def _add_gradients(model: BehaveGPTForUserLabels, users: Examples, target: torch.Tensor) -> None:
+    """Add the gradient of the mean loss of a batch of users (n,)."""
+    # in pieces that fit the memory, each with its share of the mean
+    for part, arguments in _batches(model, users):
+        share = len(part) / len(target)
+        (share * model(**arguments, labels=target[part]).loss).backward()
 
 
 def _groups(model: BehaveGPTForUserLabels, settings: LabelSettings) -> list[dict[str, Any]]:
@@ -137,6 +151,7 @@ def scaled(target: np.ndarray, config: BehaveGPTLabelConfig) -> torch.Tensor:
     """Classes (U,) as they are, numbers in the spread of training."""
     if config.classes:
         return torch.from_numpy(target)
+    # one learning rate fits ages and amounts alike
     return torch.from_numpy((target - config.mean) / (config.spread or 1.0)).float()
 
 
@@ -147,6 +162,7 @@ def outputs(model: BehaveGPTForUserLabels, examples: Examples) -> np.ndarray:
     config, found = model.config, []
     for first in range(0, len(examples.aggregates), BATCHES):
         users = np.arange(first, min(first + BATCHES, len(examples.aggregates)))
+        # by index: `_batches` packs users by the lengths of their histories
         piece = np.zeros((len(users), len(config.classes or (0,))))
         for part, arguments in _batches(model, examples.of(users)):
             logits = model(**arguments).logits.double()
@@ -189,7 +205,7 @@ def _taken(histories: EncodedHistories, chosen: np.ndarray) -> EncodedHistories:
     """The histories of users (n,), one after the other."""
     length = np.diff(histories.offsets)[chosen]
     offsets = np.append(0, np.cumsum(length))
-    event = np.arange(offsets[-1]) + np.repeat(histories.offsets[chosen] - offsets[:-1], length)
+    event = ranges(histories.offsets[chosen], length)
     columns = {name: column[event] for name, column in histories.columns.items()}
     users = histories.users.take(chosen)
     return EncodedHistories(users, offsets, columns, histories.unknown, histories.rejected)

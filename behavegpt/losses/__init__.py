@@ -40,6 +40,7 @@ class LossSettings(Settings):
     caps: Caps = Field(
         "effective_number", description="dro: how 1/eps follows from a class's training count"
     )
+    # the defaults of dro were chosen on validation: docs/log.md
     floor: float = Field(
         0.8, ge=0, le=1, description="dro: share of the training distribution the worst case keeps"
     )
@@ -146,7 +147,9 @@ def build_loss(settings: LossSettings, counts: torch.Tensor) -> Loss:
         make_cap, cap_names = _CAPS[settings.caps]
         used |= {"caps", *cap_names}
         chosen["cap"] = make_cap(
-            counts.double(), **{name: getattr(settings, name) for name in cap_names}
+            # in double: the caps of rare classes are quotients of small differences
+            counts.double(),
+            **{name: getattr(settings, name) for name in cap_names},
         )
 
     _refuse_unused(settings, used)
@@ -159,6 +162,7 @@ def _refuse_unused(settings: LossSettings, used: set[str]) -> None:
         if name in used or getattr(settings, name) == field.default:
             continue
 
+        # an option at its default may stand in a file that is shared by several losses
         chosen: str = settings.name
         if settings.name == "dro":
             chosen = f"dro (caps {settings.caps})"  # the caps have options of their own

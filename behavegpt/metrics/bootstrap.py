@@ -43,10 +43,12 @@ def compare_ranks(
     A draw takes U users with replacement, with all rows of each, and as many seeds of each model as
     it has. Macro recall averages over the classes with a row in the draw.
     """
+    # fixed: the same ranks give the same intervals
     rng = np.random.default_rng(seed)
     whole = _figures(np.ones(len(target)), target, a) - _figures(np.ones(len(target)), target, b)
     found = np.zeros((draws, len(FIGURES)))
     for draw, weight in enumerate(_user_weights(user, draws, rng)):
+        # seeds apart from users: two models' runs have nothing to do with each other
         first, second = a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))]
         found[draw] = _figures(weight, target, first) - _figures(weight, target, second)
     return dict(zip(FIGURES, _differences(whole, found), strict=True))
@@ -112,6 +114,7 @@ def user_intervals(
 
 def _user_weights(user: np.ndarray, draws: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """How often each row (R,) is in a draw of as many users as there are, with replacement."""
+    # whole users: their events are alike, and rows drawn apart would make intervals too narrow
     member = np.unique(user, return_inverse=True)[1]
     users = int(member.max()) + 1
     for _ in range(draws):
@@ -127,8 +130,10 @@ def _differences(whole: np.ndarray, found: np.ndarray) -> list[Difference]:
 
 def _figures(weight: np.ndarray, target: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """FIGURES (3,) of rows with weights (R,), averaged over the seeds of ranks (S, R)."""
+    # over the seeds first: a row's weight is the same for all of them
     hit = (ranks == 0).mean(0)
     gain = np.where(ranks < CUT, 1 / np.log2(np.minimum(ranks, CUT).astype(float) + 2), 0).mean(0)
+
     support = np.bincount(target, weight)
     recall = np.bincount(target, weight * hit)[support > 0] / support[support > 0]
     return np.array([weight @ hit / weight.sum(), recall.mean(), weight @ gain / weight.sum()])

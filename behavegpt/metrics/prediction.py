@@ -47,6 +47,7 @@ def predicted_and_rank(
         )
 
     own = scores.gather(1, target[:, None])
+    # ties go by the index alone, so that a constant score is no better than chance
     before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
     ahead = (scores > own) | ((scores == own) & before)
     # torch sums booleans into int64 seven times slower
@@ -90,6 +91,7 @@ class PredictionMetrics:
         # counted on the CPU, in integers: any order of batches and ranks gives the same figures
         best, rank, target = best.cpu(), rank.cpu(), target.cpu()
 
+        # rank 0 is a hit: `best` breaks ties by the same rule
         self.true_positive += torch.bincount(target[rank == 0], minlength=self.classes)
         self.predicted += torch.bincount(best, minlength=self.classes)
         self.support += torch.bincount(target, minlength=self.classes)
@@ -119,6 +121,7 @@ class PredictionMetrics:
 
     def merge(self, other: PredictionMetrics) -> Self:
         """Add the counts of other rows."""
+        # the views stay those of this state
         return self.load_state(self._state + other._state)
 
     def with_unseen(self, number: int) -> PredictionMetrics:
@@ -179,6 +182,7 @@ class PredictionMetrics:
         >>> round(PredictionMetrics(3).update(scores, target).ndcg(3), 4)
         0.6309
         """
+        # of a rank, not of a row: the histogram has all that is needed
         gain = 1.0 / np.log2(np.arange(k) + 2.0)
         return float(gain @ self.ranks[:k].numpy()) / max(self.rows, 1)
 
@@ -221,11 +225,8 @@ class PredictionMetrics:
         >>> [part.tolist() for part in metrics.confusion(1)]
         [[0], [[1, 1], [0, 1]]]
         """
-        if not len(self._pairs):
-            raise ValueError(
-                "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
-            )
-        counts = self._pairs.view(self.classes, self.classes).numpy()
+        counts = self._true_by_predicted().numpy()
+        # stable: the same table, whichever version of numpy sorts
         labels = np.argsort(-self.support.numpy(), kind="stable")[:top]
 
         # a class's place in the table; all others share the last one
@@ -244,14 +245,19 @@ class PredictionMetrics:
         >>> [part.tolist() for part in metrics.taken_for(1)]
         [[[1], [0]], [[1], [0]]]
         """
+        counts = self._true_by_predicted().clone()
+        counts.fill_diagonal_(0)  # the right predictions
+        # also classes that were never taken for anything: their count is 0
+        number, place = counts.topk(min(most, self.classes), dim=1)
+        return place.numpy(), number.numpy()
+
+    def _true_by_predicted(self) -> torch.Tensor:
+        """The confusion counts (K, K). ValueError where they were not kept."""
         if not len(self._pairs):
             raise ValueError(
                 "confusion counts were not kept; construct PredictionMetrics(..., confusion=True)"
             )
-        counts = self._pairs.view(self.classes, self.classes).clone()
-        counts.fill_diagonal_(0)  # the right predictions
-        number, place = counts.topk(min(most, self.classes), dim=1)
-        return place.numpy(), number.numpy()
+        return self._pairs.view(self.classes, self.classes)
 
     def _averages(self) -> dict[str, float]:
         """Recall, precision and F1, averaged in the ways of the module's description."""

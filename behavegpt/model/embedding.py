@@ -61,6 +61,7 @@ class UserEmbedding(nn.Module):
                 f"{missing[0]}_ids; 1 says that it is unknown"
             )
         named = zip(self.features, self.tables.values(), strict=True)
+        # a sum, not side by side: the width of the blocks must not depend on what is known of users
         return torch.stack([table(ids[name]) for name, table in named]).sum(0)
 
 
@@ -76,11 +77,13 @@ class EventEmbedding(nn.Module):
         super().__init__()
         self.fields, self.tables = tuple(config.field_sizes or ()), field_tables(config)
 
+        # of the transformer's width, and not of one field's: it says where, not what
         self.position = (
             nn.Embedding(config.max_length, config.hidden_size)
             if config.position_encoding == "learned"
             else None
         )
+        # added, like the gap: a model without them has the same weights otherwise
         self.user = user_embedding(config)
         self.gap = AddedTable(GAP_IDS, config.hidden_size) if config.gap else None
 

@@ -124,7 +124,6 @@ class Mixer(nn.Module):
             of_candidate = of_candidate + heard.of_candidate
 
         # (N,) what is added to all classes, by sum_j (w_j + g_j) log rest_j + phi
-
         never = torch.full((typical.shape[0], 2), -1.0, device=typical.device)
         unseen = (gate * log_rest).sum(1) + self._judge(typical, never, of_typical)
 

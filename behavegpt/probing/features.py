@@ -11,6 +11,7 @@ import pyarrow as pa
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import zone
 from behavegpt.probing.past import DAY, Past
+from behavegpt.ragged import owners
 
 
 def label_counts(past: Past, schema: EventSchema, top: int) -> tuple[np.ndarray, list[str]]:
@@ -24,10 +25,12 @@ def label_counts(past: Past, schema: EventSchema, top: int) -> tuple[np.ndarray,
         # ties in the order of the labels, whatever the order of the events
         frequency = np.bincount(codes[codes >= 0], minlength=len(labels))
         chosen = np.lexsort((np.array(labels, object).astype(str), -frequency))[:top]
+
         place = np.full(len(labels) + 1, -1)  # the last one: of events without a label
         place[chosen] = np.arange(len(chosen))
         parts.append(_counted(past, place[codes], len(chosen)))
         names += [f"{field}: {labels[i]}" for i in chosen]
+    # logarithms: a linear probe would see little beside the users with thousands of events
     return np.log1p(np.concatenate(parts, axis=1)).astype(np.float32), names
 
 
@@ -49,6 +52,7 @@ def aggregates(past: Past, schema: EventSchema) -> np.ndarray:
         end - begin,
         age[end - 1] / DAY,
         age[begin] / DAY,
+        # from 0: the number of a day since 1970 would only make the product below larger
         _distinct(user, days - days.min(), len(begin)),
         _distinct(user[codes >= 0], codes[codes >= 0], len(begin)),
         np.bincount(user[age <= 7 * DAY], minlength=len(begin)),
@@ -68,12 +72,13 @@ def _counted(past: Past, place: np.ndarray, width: int) -> np.ndarray:
 def _distinct(user: np.ndarray, value: np.ndarray, users: int) -> np.ndarray:
     """Distinct values (users,) of each user's events; value (E,) from 0."""
     most = int(value.max()) + 1 if len(value) else 1
+    # a user and a value, as one number
     return np.bincount(np.unique(user * most + value) // most, minlength=users)
 
 
 def _user_of_event(past: Past) -> np.ndarray:
-    offsets = past.encoded.offsets
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    """The place (E,) of each event's user."""
+    return owners(np.diff(past.encoded.offsets))
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:

@@ -51,6 +51,7 @@ def read_labels(
 
     `log_user`: what the log calls its users; `user_rule`: how it writes them. Raises DataError.
     """
+
     logs = find_logs(source)
     user = _named(logs, user, "--label-user") or _user_column(logs, log_user)
     column = _named(logs, column, "--label") or _label_column(logs, user)
@@ -59,7 +60,9 @@ def read_labels(
         opened = open_source(con, logs, [user, column], folder)
         with reading(logs.name, logs.files):
             _refuse_malformed(con, opened)
+            # by the log's rule: its user `7` may stand as 7.0 in this file
             build_dictionary(con, opened, user, 0, user_rule)
+            # without a rule: how labels are written is found out, as for a log's column
             build_dictionary(con, opened, column, 1, None)
             rows = _rows(con, opened, user, column)
             skipped = one_row(con, f"SELECT count(*) FROM {opened.sql}")[0] - rows[2]
@@ -79,6 +82,7 @@ def _rows(
         "JOIN (SELECT r.raw, d.label FROM raw_1 r JOIN dictionary_1 d USING (code)) l "
         "ON s.label = l.raw GROUP BY ALL"
     )
+    # which of the two is right nobody can tell; equal ones were joined above
     twice = named_rows(
         con,
         "SELECT user, min(label) AS one, max(label) AS two FROM labeled GROUP BY user "
@@ -111,6 +115,8 @@ def _typed(
             f"{name}: no row has both a user and a value in column {column!r}; name another one "
             "with --label."
         )
+
+    # each distinct text is looked at once, whatever the number of users
     encoded = texts.dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     numbers = [_number(text) for text in distinct]
@@ -121,6 +127,7 @@ def _typed(
             f"{name}: column {column!r} holds {strange[:60]!r}, which is no finite number; mend "
             "it, or ask for --task classification."
         )
+    # 0 stands for no number: it decides nothing where there is one text
     values = np.array([0.0 if n is None else n for n in numbers])
     if task == "regression" or (task == "auto" and strange is None and _measures(values)):
         return Labels(column, users, values[encoded.indices.to_numpy()], (), skipped)
@@ -139,6 +146,7 @@ def _typed(
 
 def _measures(values: np.ndarray) -> bool:
     """Whether distinct numbers are amounts rather than classes."""
+    # also of few values: 1.5 is no name of a class
     return len(values) > MOST_CLASSES or bool((values != np.floor(values)).any())
 
 
@@ -163,6 +171,7 @@ def _named(logs: Logs, column: str | None, option: str) -> str | None:
 def _user_column(logs: Logs, log_user: str) -> str:
     """The log's name of the column, else a usual one."""
     names = {name.lower(): name for name in logs.columns}
+    # the log's own name first: the table was often cut out of it
     usual = (log_user, *NAMES["user"].split())
     match = next((names[name.lower()] for name in usual if name.lower() in names), None)
     if match is None:
@@ -189,6 +198,7 @@ def _refuse_malformed(con: Any, source: Source) -> None:
     """Raise DataError for the first line of a CSV file that could not be cut into columns."""
     if source.malformed is None:
         return
+    # a label that is lost would go unseen among thousands
     rows = named_rows(con, f"SELECT file, line FROM {source.malformed} ORDER BY file, number")
     if rows:
         raise DataError(

@@ -61,6 +61,7 @@ def read_log(
     """
     if isinstance(logs, (list, tuple)) and logs and isinstance(logs[0], Mapping):
         logs = rows_as_columns(logs)
+    # for messages: a table has none
     name = getattr(logs, "name", None) or (str(logs) if isinstance(logs, str) else "the log")
 
     if isinstance(predictor, Predictor) or predictor.counted:
@@ -81,6 +82,7 @@ def past_of(
 ) -> Past:
     """The events before `at` (epoch seconds), of `users` or all. The universal model counts its
     tables from the events before `at` alone, those of all users. Raises DataError without any."""
+    # strictly: an event of the moment itself is what may be predicted
     before = log.table.filter(pc.less(log.table["time"], at * MICROS))
     if not len(before):
         raise DataError(f"{log.name}: no event before {shown(at)}; name a later date.")
@@ -108,6 +110,7 @@ def check_date(log: Log, at: int, weeks: int) -> None:
     span = pc.min_max(log.table["time"]).as_py()
     first, last = span["min"] // MICROS, span["max"] // MICROS
     held = f"{log.name} holds events from {shown(first)} to {shown(last)}"
+    # the day after is the usual question: the log ends, what comes next?
     if at <= first or at > last + DAY:
         raise DataError(
             f"--at {shown(at)} is outside the log: {held}; name a date within, or at most a day "
@@ -123,6 +126,7 @@ def check_date(log: Log, at: int, weeks: int) -> None:
 def trained_until(predictor: Predictor | UniversalPredictor) -> int | None:
     """Epoch seconds of the end of the events that a model with memory was trained on; None where
     the model does not tell."""
+    # the counts keep the edges of their eras, of which the last is the end of training
     counts = predictor.model.counts if isinstance(predictor, Predictor) else None
     return None if counts is None else int(counts.edges[-1])
 

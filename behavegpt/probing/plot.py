@@ -23,6 +23,7 @@ BESIDE = 0.015  # of the sets of one age, of the longest age: bars must not hide
 def draw(result: ProbeResult, out: Path) -> Path:
     """Draw the first metric of a result as a PNG; returns its path."""
     metric = result.metrics[0]
+    # the first metric alone: a reader looks at one question at a time
     stale = result.staleness.of(metric=metric)
     with figure(out, (9.6 if stale else 5.6, 3.4), 2 if stale else 1) as (_, axes):
         _sets(axes[0], result.scores.of(metric=metric), metric)
@@ -44,6 +45,7 @@ def _sets(axes: Axes, scores: tuple[Score, ...], metric: str) -> None:
             means, row, xerr=_arms(found), fmt="o", color=COLORS[number], label=probe, capsize=2
         )
     axes.set_yticks(range(len(names)), names)
+    # in the order of the table, from the top
     axes.invert_yaxis()
     axes.set_xlabel(f"{metric}, 95 % interval")
     axes.legend(fontsize=8, loc="best")

@@ -40,6 +40,7 @@ class Score:
 
     def row(self) -> dict[str, Any]:
         """Of the tables and of probe.json, there with the figure of each fold."""
+        # the values of the folds go into probe.json alone: a table has one figure a row
         names = ("features", "against", "probe", "metric", "weeks", "width")
         own = {name: getattr(self, name) for name in names}
         return own | self.interval._asdict()

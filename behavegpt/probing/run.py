@@ -97,7 +97,7 @@ def probe(
 
     stale = work.staleness(aged, moment) if aged else []
     facts = {
-        "model": str(model) if isinstance(model, (str, Path)) else repr(model),
+        "model": name_of(model),
         "at": shown(moment),
         **_facts(known, read, asked, moment),
         **_training(predictor, moment),
@@ -106,6 +106,12 @@ def probe(
     }
     rows = (scores, _differences(scores), stale)
     return ProbeResult(facts, *(Scores(tuple(part)) for part in rows))
+
+
+def name_of(model: str | Path | Predictor | UniversalPredictor) -> str:
+    """How a result names the model that it was asked with."""
+    # a path as it was given: the result may be read on another machine
+    return str(model) if isinstance(model, (str, Path)) else repr(model)
 
 
 def _differences(scores: list[Score]) -> list[Score]:
@@ -131,6 +137,7 @@ class Work(NamedTuple):
         self, asked: Question, moment: int, weeks: int, probes: tuple[Kind, ...]
     ) -> list[Score]:
         """A row for each set, probe and metric, of features as they were at `moment`."""
+        # once for all sets: vectors cost most of the time
         blocks = self._blocks(asked, moment)
         folds, rows = self.settings.folds, []
         for name, parts in SETS.items():
@@ -176,6 +183,7 @@ def ask(labels: Labels, log: Log, moment: int, settings: ProbeSettings) -> Quest
             f"{_some(users_before(log, moment))}."
         )
 
+    # a fold without a class could not be scored
     least = max(LEAST_OF_A_CLASS, 2 * settings.folds)
     for number, name in enumerate(labels.classes):
         members = int((target == number).sum())
@@ -212,6 +220,7 @@ def _facts(labels: Labels, log: Log, asked: Question, moment: int) -> dict[str, 
         "rows_without_user_or_label": labels.skipped,
     }
     if labels.classes:
+        # a figure of a class of 1 % and one of 50 % say different things
         shares = np.bincount(asked.target, minlength=len(labels.classes)) / users
         return facts | {"classes": dict(zip(labels.classes, shares.tolist(), strict=True))}
     quantiles = np.quantile(asked.target, [0, 0.25, 0.5, 0.75, 1])

@@ -44,6 +44,7 @@ def make_folds(target: np.ndarray, task: Task, folds: int, seeds: int) -> list[F
 
     strata = target
     if task == "regression":
+        # bands by rank hold equally many users, whatever the values
         rank = np.argsort(np.argsort(target, kind="stable"), kind="stable")
         strata = rank * BANDS // len(target)
 
@@ -81,6 +82,7 @@ def _score(
     features: np.ndarray, target: np.ndarray, task: Task, kind: Kind, fold: Fold
 ) -> dict[str, float]:
     """Figures of one fold."""
+    # anew for each fold: nothing of the others is known to it
     model = _model(task, kind, fold.seed)
     model.fit(features[fold.train], target[fold.train])
     held, truth = features[fold.test], target[fold.test]
@@ -114,6 +116,7 @@ def _model(task: Task, kind: Kind, seed: int) -> Any:
         )  # fmt: skip
 
     if task == "regression":
+        # scaled within the pipeline, so by the training users alone
         return make_pipeline(StandardScaler(), linear_model.RidgeCV(PENALTIES))
     regression = make_pipeline(StandardScaler(), linear_model.LogisticRegression(max_iter=1000))
     quarter = StratifiedShuffleSplit(1, test_size=0.25, random_state=seed)
@@ -126,6 +129,7 @@ def _class_figures(truth: np.ndarray, probability: np.ndarray) -> dict[str, floa
     rest; of two classes those of the second."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
+    # of a yes or no the second class: what is asked about
     shown = [1] if probability.shape[1] == 2 else range(probability.shape[1])
     pairs = [(truth == k, probability[:, k]) for k in shown]
     return {

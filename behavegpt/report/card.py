@@ -34,7 +34,9 @@ def write_model_card(run: Path, data: Path | None = None) -> Path:
 
     metrics = optional_json(run / "eval" / "metrics.json", "models")
     configured = pick(record, "config.data.path")
+    # the data may have moved since: the card then leaves out what it told
     folder = data or (Path(configured) if configured else None)
+    # what the Hub's search looks for
     front = {
         "library_name": "behavegpt",
         "tags": [

@@ -19,6 +19,7 @@ def read_facts(run: Path) -> dict[str, Any]:
             f"{run}: not a run folder (no run.json); name the `out` folder of `behavegpt train`."
         )
 
+    # files of earlier versions lack some of them
     return {
         "command": "",
         "config": {},
@@ -46,6 +47,7 @@ def read_manifest(folder: Path, content_hash: str | None) -> Manifest | None:
 
 def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of a run's facts for people; unknown ones are left out."""
+    # every entry may be missing: a report of an old run is better than none
     data, config = record["data"], record["config"]
     size = [
         f"{data[key]:,} {key}"
@@ -68,6 +70,8 @@ def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
         for key, text in shape.items()
         if pick(config, f"model.{key}")
     ]
+
+    # 0 too: the start was never beaten, and there is nothing to tell
     best = record.get("best_step")
     training = [
         f"{record['steps']:,} steps" if record.get("steps") is not None else "",
@@ -84,6 +88,7 @@ def fact_list(record: dict[str, Any]) -> list[tuple[str, str]]:
         "device": str(record.get("device") or ""),
         "started": when(record.get("started")),
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        # 16 digits tell any two apart, and fit the line
         "data hash": str(data.get("content_hash", ""))[:16],
     }
 
@@ -112,10 +117,12 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of the prepared data, if the folder is still there and holds what was used."""
     folder, known = pick(record, "config.data.path"), pick(record, "data.content_hash")
     manifest = read_manifest(Path(folder), known) if folder else None
+    # the report says nothing of other data than the model's
     if manifest is None:
         return []
 
     schema, split = manifest.event_schema, manifest.split
+
     columns = {"user": schema.user, "time": schema.time} | schema.label_columns
     if schema.group is not None:
         columns["group"] = schema.group
@@ -139,6 +146,7 @@ def data_facts(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def boundaries(moments: Any) -> str:
     """Times of a split in seconds since 1970, readable; other values as they are."""
+    # a split by users or by dates has no times here
     if not isinstance(moments, list) or not all(is_number(moment) for moment in moments):
         return "" if moments is None else json.dumps(moments, ensure_ascii=False)
 
@@ -181,6 +189,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
 
+    # of hours no seconds: nobody needs them
     hours, rest = divmod(round(seconds), 3600)
     minutes, left = divmod(rest, 60)
     parts = [
@@ -228,4 +237,5 @@ def window_of(record: dict[str, Any], metrics: dict[str, Any]) -> int | None:
     if pick(record, "config.model.memory"):
         return None
     length = pick(record, "config.model.max_length")
+    # a shape that took the default is told by the evaluation alone
     return length or metrics.get("protocol", {}).get("max_length")

@@ -30,6 +30,7 @@ from behavegpt.report.tables import (
     verdict,
 )
 
+# figure -> what a reader who was not there must know to read it
 CAPTIONS = {
     "loss.png": (
         "Cross-entropy on training and validation data, and validation metrics, by optimizer step."
@@ -63,10 +64,12 @@ def write_report(run: Path, names: Mapping[str, str] | None = None) -> Path:
     metrics = optional_json(run / "eval" / "metrics.json", "models")
     examples = optional_json(run / "eval" / "examples.json", "examples")
 
+    # in the page itself: a report is sent by mail, and its folder is not
     figures = [
         {"uri": data_uri(path), "caption": CAPTIONS[path.name], "name": path.stem}
         for path in plots.draw_all(run, named)
     ]
+    # `None` and empty lists: a run that was not evaluated has a report of its training
     html = page(
         "report",
         name=run.resolve().name,
@@ -90,6 +93,7 @@ def write_report(run: Path, names: Mapping[str, str] | None = None) -> Path:
         behaviors=named.behaviors(behavior_table(run)),
         groups=group_tables(metrics or {}),
         examples=[named.example(example) for example in examples.get("examples", [])],
+        # whole: the run can be done again from the page alone
         config=yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True),
         max_length=window_of(record, metrics or {}),
     )

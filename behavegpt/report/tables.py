@@ -15,6 +15,7 @@ BASKET_METRICS = {
     for name in ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "hit@1", "hit@5", "macro_recall@5")
 }
 PRIMARY = ("rec_w", "rec_m", "ndcg@3", "hr@3", "tail")  # of the first table; all in the second
+# a page with more is slow to open; how many are left out is said
 LISTED = 1000  # behaviors in the table of behaviors, those with the most events to predict
 LEVEL = 0.005  # a relative difference that would be written as 0 %
 RARE = 20  # events to predict below which a behavior's recall is mostly chance
@@ -44,6 +45,7 @@ def metric_table(
     intervals = (uncertainty or {}).get("intervals", {})
 
     rows = []
+
     for name in sorted(models, key=lambda name: -(models[name].get(first) or 0)):
         figures, spans = models[name], intervals.get(name, {})
         harder = figures["with_unseen"] if unseen else {}
@@ -53,7 +55,9 @@ def metric_table(
                 "intervals": [_span(spans.get(key)) for key in columns],
                 "ours": name == MODEL,
                 "cells": [
-                    (decimal(figures.get(key)), figures.get(key) == best[key]) for key in columns
+                    # all that are equally good are marked
+                    (decimal(figures.get(key)), figures.get(key) == best[key])
+                    for key in columns
                 ],
                 "with_unseen": [decimal(harder.get(key)) for key in columns] if unseen else [],
             }
@@ -121,6 +125,7 @@ def behavior_table(run: Path) -> dict[str, Any] | None:
     theirs = {row["behavior"]: row["recall"] for row in rows if row["model"] == other}
     taken_for = optional_json(run / "eval" / "confusion.json").get("taken_for", {})
     shown = optional_json(run / "eval" / "examples.json").get("by_behavior", {})
+    # ties by what training saw, so that the order is the same every time
     ours.sort(key=lambda row: (-row["support"], -row["train_count"]))
     header = ["to predict", "recall", "precision", "in training"]
     if other:
@@ -148,6 +153,7 @@ def _behavior(
         (f"{row['train_count']:,.0f}", row["train_count"]),
     ]
     if theirs:
+        # a baseline that was added later may lack behaviors
         recall = theirs.get(row["behavior"])
         figures.insert(2, (decimal(recall), recall))
 
@@ -173,6 +179,7 @@ def group_tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         for name in sorted(by_group & models.keys() - {MODEL})
         if is_number(models[name].get("rec_w"))
     }
+    # two models: every further one is two columns more
     shown = [MODEL, *([max(others, key=lambda name: others[name])] if others else [])]
     header = ["to predict", "users"]
     header += [f"{METRICS[key]}, {title_of(name)}" for key in ("rec_w", "ndcg@3") for name in shown]
@@ -219,6 +226,7 @@ def verdict(
         known = {name: m[key] for name, m in others.items() if is_number(m.get(key))}
         if known and is_number(ours.get(key)):
             best = max(known, key=lambda name: known[name])
+            # each against its own best: another model may lead on rare behaviors
             sentences.append(_compared(what, ours[key], known[best], title_of(best)))
 
     # models whose rows were drawn together with ours; a row that was added later has none
@@ -257,7 +265,9 @@ def _compared(what: str, ours: float, theirs: float, name: str) -> str:
             f"{what} it is level with the best of the others ({ours:.1%} against "
             f"{theirs:.1%}, {name})."
         )
+
     where = "ahead of" if ours > theirs else "behind"
+    # of nothing no share: a baseline may be right never
     share = f" by {abs(ours / theirs - 1):.0%}" if theirs > 0 and ours > 0 else ""
     return (
         f"{what} it is {where} the best of the others{share} ({ours:.1%} against "

@@ -20,6 +20,7 @@ def plan_compute(fit: Fit, flops: float) -> dict[str, Any]:
     As the other plans, raises DataError where the rows do not identify the law.
     """
     check_settings(PlanOptions, {"compute": flops}, "plan")
+    # an interval from nothing to everything would look like a plan
     _refuse_unidentified(fit)
     size, data = fit.law.optimum(flops, fit.flops_per_param)
     sizes, events = fit.laws.optimum(flops, fit.flops_per_param)
@@ -54,9 +55,9 @@ def _refuse_unidentified(fit: Fit) -> None:
 def _plan(
     fit: Fit, size: float, data: float, sizes: np.ndarray, events: np.ndarray
 ) -> dict[str, Any]:
-    # N from the law and D from the budget: operations are k N D
     """The expected loss is that of the planned model; its interval is over the laws, not over
     runs."""
+    # N and D, whichever the budget gave: operations are k N D
     flops = fit.flops_per_param * size * data
     values = {
         "params": interval(size, sizes, fit.edge),
@@ -73,6 +74,7 @@ def _plan(
 
 
 def _beyond(fit: Fit, planned: dict[str, float]) -> list[str]:
+    # the law holds where it was fitted; beyond, it is believed on its form alone
     warnings = []
     for name, value in planned.items():
         low, high = fit.range[name]

@@ -32,6 +32,7 @@ def draw_sweep(
     """Draw every figure into a folder; `floor` is the loss of the best possible prediction, where
     it is known."""
     figures: dict[str, Callable[[Sequence[Row], Fit, Path, float | None], Path]] = {
+        # file -> what draws it
         "loss_by_events.png": loss_by_events,
         "loss_by_params.png": loss_by_params,
         "frontier.png": frontier,
@@ -66,6 +67,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
     """Loss against operations with the fitted frontier (left); the optimal ratio of events to
     parameters (right)."""
     low, high = fit.range["flops"]
+    # a decade further: what the law is fitted for
     flops = np.geomspace(low, high * 10, POINTS)
 
     with figure(out, (11, 4.2), columns=2) as (_, (left, right)):
@@ -87,6 +89,7 @@ def frontier(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = Non
 def _draw_losses(axes: Axes, rows: Sequence[Row], fit: Fit, flops: np.ndarray) -> None:
     """Each run's loss by its operations, and the frontier of the law over `flops` (points,)."""
     for _, marker, color, same in _series(rows, "params"):
+        # N times D times the same factor for all runs, as the law's optimum counts
         spent = fit.flops_per_param * np.array([row["params"] * row["events"] for row in same])
         losses = [row["loss"] for row in same]
         axes.plot(spent, losses, marker=marker, color=color, markersize=4, linewidth=1)
@@ -133,6 +136,7 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
     with figure(out, (10, 3.8), columns=2) as (_, panels):
         for axes, by, other in zip(panels, ("events", "params"), ("params", "events"), strict=True):
             for _, marker, color, same in _series(rows, other):
+                # in percent, as the fit weighs errors: relative ones
                 off = 100 * np.expm1(log_residuals(_runs(same), fit.law))
                 axes.plot(
                     [row[by] for row in same],
@@ -154,6 +158,7 @@ def residuals(rows: Sequence[Row], fit: Fit, out: Path, floor: float | None = No
 
 
 def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float | None) -> Path:
+    # the paper's exponents with these rows' factors: whether its law would do as well
     laws = {"-": fit.law, ":": _papers(rows)}
     with figure(out, (8.6, 4.6)) as (_, (axes,)):
         for name, marker, color, same in _series(rows, axis.other):
@@ -163,6 +168,7 @@ def _loss_by(axis: _Axis, rows: Sequence[Row], fit: Fit, out: Path, floor: float
             losses = [row["loss"] for row in same]
             axes.plot(x, losses, marker=marker, color=color, markersize=5, linewidth=0, label=text)
 
+            # within the rows: a curve beyond them is drawn by `frontier` alone, which says so
             grid = np.geomspace(x.min(), x.max(), POINTS)
 
             for style, law in laws.items():
@@ -185,6 +191,7 @@ def _name_laws(axes: Axes, fit: Fit) -> None:
     """Both laws in the legend, and the fitted floor."""
     ours = f"fit: alpha {fit.alpha.value:.2f}, beta {fit.beta.value:.2f}"
     theirs = f"alpha {PAPER['alpha']}, beta {PAPER['beta']} (the paper's)"
+    # an entry of the legend without a curve of its own: every size has one
     axes.plot([], [], color=INK, label=ours)
     axes.plot([], [], color=INK, linestyle=":", label=theirs)
     axes.axhspan(fit.L_0.low, fit.L_0.high, color=BLUE, alpha=BAND / 2, linewidth=0)
@@ -194,6 +201,7 @@ def _name_laws(axes: Axes, fit: Fit) -> None:
 def _limits(rows: Sequence[Row], fit: Fit, floor: float | None) -> tuple[float, float]:
     """Of the vertical axis: a floor far below the points would press them together."""
     losses = np.array([row["loss"] for row in rows])
+    # equal losses would leave an axis of no height
     span = max(np.ptp(losses), 1e-3 * losses.max())
 
     near = [x for x in (fit.L_0.value, floor) if x is not None and losses.min() - span < x]
@@ -230,6 +238,7 @@ def _group(row: Row, by: str) -> float:
 
 
 def _papers(rows: Sequence[Row]) -> Law:
+    # the paper prints exponents; its factors belong to its vocabulary
     return fit_factors(_runs(rows), PAPER["alpha"], PAPER["beta"])
 
 
@@ -247,6 +256,7 @@ def _column(laws: Law) -> Law:
 
 def _band(axes: Axes, fit: Fit, x: np.ndarray, values: np.ndarray, color: str) -> None:
     """The confidence band of curves (S, points)."""
+    # of the draws at each point, not of the parameters: those are correlated
     low, high = np.quantile(values, [fit.edge, 1 - fit.edge], axis=0)
     axes.fill_between(x, low, high, color=color, alpha=BAND, linewidth=0)
 
@@ -267,6 +277,7 @@ def _log(set_scale: Callable[[str], None], axis: Axis) -> None:
 
 def _short(value: float) -> str:
     """1.2 M, 32 k, 1e12."""
+    # beyond, k and M would need four digits
     if 1e3 <= value < 1e9:
         unit, text = (1e6, "M") if value >= 1e6 else (1e3, "k")
         return f"{value / unit:.3g} {text}"

@@ -32,6 +32,7 @@ def usable_rows(paths: Sequence[Path], count: str = "total") -> list[Row]:
             raise DataError(f"{path}: no such file; give the rows.jsonl of a sweep.")
 
         for number, row in enumerate(read_rows(path), 1):
+            # a row of another program has no status
             if row.get("status", "done") == "done":
                 rows.append({**row, "params": figure(path, number, row, COUNTS[count])})
                 for name in ("events", "loss"):
@@ -62,6 +63,7 @@ def best_rates(rows: Sequence[Row]) -> list[Row]:
 
 
 def figure(path: Path, number: int, row: Row, name: str) -> float:
+    # of JSON that others wrote: a text or NaN would be fitted, or fail deep within
     value = row.get(name)
     if (
         not isinstance(value, (int, float))

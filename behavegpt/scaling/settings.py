@@ -14,6 +14,8 @@ from behavegpt.losses import LossSettings
 from behavegpt.pretrain import PretrainSettings
 from behavegpt.scaling.ladder import Rung, Task, make_rung
 
+# of TrainSettings, what makes the runs of a sweep comparable: it follows from the size and the data
+
 SET_HERE = ("steps", "epochs", "batch_events", "lr", "seed", "select", "patience", "valid_every")
 # may change in a used folder
 GROWS = ("out", "sizes", "events", "events_per_parameter", "seeds", "keep_models")
@@ -26,6 +28,7 @@ class SweepData(Settings):
         None, description="folder written by `behavegpt prepare`; a dry run may do without"
     )
     split: Literal["valid", "test"] = Field("test", description="split whose loss is fitted")
+    # the error of a mean of 20,000 losses is about a hundredth of a nat
     heldout_events: int = Field(
         20_000, ge=1, description="targets of the split that every run is scored on, at least"
     )
@@ -41,6 +44,7 @@ class RateRule(Settings):
         [4e-3], min_length=1, description="at `width`; each is run, validation chooses"
     )
     width: int = Field(64, ge=1, description="width that the values are for")
+    # wider layers take smaller steps: one rate for all would favor the width it was chosen for
     power: float = Field(
         1.0, description="1: as mu-parametrization scales hidden layers; 0: the same for all"
     )
@@ -70,6 +74,7 @@ class SweepSettings(Settings):
     sizes: list[float | dict[str, int]] = Field(
         min_length=1, description="parameters wanted, or shapes"
     )
+    # Kaplan et al. (2020) leave the embeddings out; here they may be most of the parameters
     count: Literal["total", "without_embeddings"] = Field(
         "total", description="what N counts in the settings"
     )
@@ -93,6 +98,7 @@ class SweepSettings(Settings):
     train: dict[str, Any] = Field(
         default_factory=dict, description="TrainSettings that the sweep does not set"
     )
+    # hundreds of runs: weights take more disk than anybody looks at
     keep_models: bool = Field(False, description="keep the trained weights")
 
     @field_validator("train")
@@ -134,6 +140,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
     """All runs, the cheapest first, so that mistakes show soon. ConfigError when two sizes come to
     one shape."""
     rungs = [make_rung(size, settings.count, task, settings.model) for size in settings.sizes]
+    # two sizes may round to one shape, and would be one run under two names
     models = [rung.model for rung in rungs]
     twice = {rung.name for rung in rungs if models.count(rung.model) > 1}
     if twice:
@@ -143,6 +150,7 @@ def list_jobs(settings: SweepSettings, task: Task) -> list[Job]:
 
     jobs = []
     for rung in rungs:
+        # of the counted parameters: the ratio that the paper speaks of
         multiples = settings.events_per_parameter or []
         events = settings.events or [k * rung.parameters[settings.count] for k in multiples]
         scale = (settings.lr.width / rung.width) ** settings.lr.power
@@ -160,10 +168,12 @@ def run_settings(settings: SweepSettings, job: Job, data: str, out: str) -> Pret
     batch = int(min(rule.most, max(rule.least, rule.events * (job.events / rule.at) ** rule.power)))
     train = {
         **settings.train,
+        # eq. 5 counts events that are seen once
         "epochs": 1,
         "batch_events": batch,
         "lr": job.lr,
         "seed": job.seed,
+        # the best of several checkpoints would flatter long runs
         "select": "last",
     }
 

@@ -62,6 +62,7 @@ class Division:
 def divide(store: EventStore, split: str, heldout_events: int, seed: int) -> Division:
     """Choose the held-out users and the order of the others. DataError when the held-out split has
     no target."""
+    # one order for both: the training users come from its start, the held-out ones from its end
     order = np.random.default_rng(seed).permutation(store.manifest.users)
     asked = _targets(store, SPLITS[split])[order]
 
@@ -75,6 +76,7 @@ def divide(store: EventStore, split: str, heldout_events: int, seed: int) -> Div
     needed = np.cumsum(asked[::-1])[::-1] - asked < heldout_events
     heldout = needed & (asked > 0)
     trained = _targets(store, TRAIN)[order]
+    # before the cumulative sum: a held-out user takes no place among them
     trained[heldout] = 0
     users = order[trained > 0]
 
@@ -108,6 +110,7 @@ def _write(
     """A prepared folder of these users' events up to a split; an existing one is opened, whoever
     wrote it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # of what it is made from, not of its bytes: known before anything is written
     digest = hashlib.sha256(
         f"{store.manifest.content_hash} {what}".encode() + users.tobytes()
     ).hexdigest()
@@ -144,12 +147,15 @@ def _write_files(
     (folder / "vocabulary").mkdir()
     lengths = np.diff(store.offsets)[users]
 
+    # users ascending, so the columns are read from front to back
     index = ranges(store.offsets[users], lengths)
     kept = np.asarray(store.columns["split"])[index] <= last_split
     index, lengths = index[kept], np.bincount(owners(lengths)[kept], minlength=len(users))
 
+    # copies of the rows alone: the whole columns stay mapped
     columns = {name: np.asarray(column[index]) for name, column in store.columns.items()}
     vocabulary = {
+        # the same ids, other counts: a subset's prior is its own
         field: replace_counts(v, training_counts(columns[field], columns["split"], len(v)))
         for field, v in store.vocabulary.items()
     }

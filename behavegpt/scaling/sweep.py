@@ -56,12 +56,15 @@ def sweep(
     store = open_store(_needed_path(settings))
     refuse_baskets(store.schema, "the sweep")
 
+    # by users and before any run: all runs share what is held out
     division = divide(store, settings.data.split, settings.data.heldout_events, settings.data.seed)
     jobs = list_jobs(settings, Task.of(store))
     division.training_users(max(job.events for job in jobs))  # refuse now what the log cannot give
+    # last, when all else is right: it writes the settings that later calls are held to
     _claim_folder(settings, out)
 
     heldout = heldout_store(division, out / "data" / "heldout")
+
     keys = {job.name: _key(settings, job, division) for job in jobs}
 
     # this worker's share first, then whatever the others have not claimed
@@ -100,6 +103,7 @@ def _row(settings: SweepSettings, job: Job, division: Division, heldout: EventSt
     row |= {"split": settings.data.split, "data": division.store.path.name}
     row |= {"content_hash": division.store.manifest.content_hash}
     say(f"run {job.name}: {job.rung.params:,} parameters, {job.events:,.0f} events")
+
     state = attempted(lambda: _train(settings, job, division, heldout), f"run {job.name}")
     if state["status"] == "failed":
         # a run that fails has no figures, so the row says what it was to be
@@ -125,6 +129,7 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     model, _ = open_model(run / "model")
 
+    # scored where it was trained; rows of several machines may differ in the last digits
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.nn.Module.to(model, device)
 
@@ -140,6 +145,7 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
     return {
         "events": events,
         "loss": loss(settings.data.split),
+        # with one rate there is nothing to choose, and a pass over the validation users to save
         "choice_loss": loss("valid") if len(settings.lr.values) > 1 else None,
         "users": store.manifest.users,
         "batch_events": chosen.train.batch_events,
@@ -153,6 +159,7 @@ def _train(settings: SweepSettings, job: Job, division: Division, heldout: Event
 
 def _key(settings: SweepSettings, job: Job, division: Division) -> str:
     """What decides a run's figures, as a hash."""
+
     run = run_settings(settings, job, ".", ".").model_dump(mode="json")
     run |= {"out": "", "data": {**run["data"], "path": ""}}  # places decide nothing
 

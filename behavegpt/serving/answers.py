@@ -48,6 +48,7 @@ def answer_all(
 
     `interrupt` is called between pieces of the work; what it raises stops it.
     """
+    # reading and the network cost nearly the same for one user and for a hundred
     if len(requests) > 1:
         try:
             encoded = _encode(predictor, requests)
@@ -94,8 +95,10 @@ def named_columns(request: Request) -> set[str]:
 def _answer_one(
     predictor: AnyPredictor, request: Request, interrupt: Interrupt
 ) -> Answer | BehaveGPTError:
+    # those that waited behind this one may have been given up meanwhile
     interrupt()
     try:
+        # see bodies.py: a large request takes the interpreter's lock
         with READING_LARGE if request.large else contextlib.nullcontext():
             encoded = _encode(predictor, [request])
         return next(iter(_answers(predictor, [request], encoded, interrupt)))
@@ -105,6 +108,7 @@ def _answer_one(
 
 def _encode(predictor: AnyPredictor, requests: Sequence[Request]) -> EncodedHistories:
     """The histories of all users in their order, under their own names. Raises DataError."""
+    # of all requests: `key` saw to it that they have the same columns
     names = set.union(*map(named_columns, requests))
     check_columns(names, predictor.tokenizer.event_schema)
     users = [user for request in requests for user in request.users]
@@ -134,6 +138,8 @@ def _answers(
     encoded: EncodedHistories,
     interrupt: Interrupt,
 ) -> list[Answer]:
+    # (requests,) one behind the last user of each
+
     ends = np.cumsum([len(request.users) for request in requests])
     whole = _ANSWERS[type(requests[0])](predictor, requests, encoded, interrupt)
     found = []
@@ -144,12 +150,14 @@ def _answers(
             field: int((encoded.columns[field][events] == UNKNOWN).sum())
             for field in encoded.unknown
         }
+
         # a place that is asked about may be as unknown as one of the history
         places = [getattr(user, "location", None) for user in request.users]
         asked = [str(place) for place in places if place is not None]
         if asked:
             ids_of_places = predictor.tokenizer.vocabulary["location"].encode(pa.array(asked))
             unknown["location"] += int((ids_of_places == UNKNOWN).sum())
+
         ids = [user.id for user in request.users]
         users = [{"id": id_} | answer for id_, answer in zip(ids, whole[begin:end], strict=True)]
         found.append({"users": users, "unknown": unknown, "rejected": encoded.rejected})
@@ -176,10 +184,12 @@ def _when(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     request = requests[0]
+    # `now` is one for all: it is part of the key
     found = predictor.when(
         encoded, request.within, request.top_k, now=request.now, interrupt=interrupt
     )
     if len(found) < len(encoded.users):
+        # users without an event until then are left out by `when`
         there = set(found.users.to_pylist())
         # an answer for each user, or none: a shorter list would be taken for another user's
         late = next((user for user in encoded.users.to_pylist() if user not in there), "?")
@@ -213,11 +223,14 @@ def _generate(
     predictor: AnyPredictor, requests: Any, encoded: EncodedHistories, interrupt: Interrupt
 ) -> list[Answer]:
     request = requests[0]
+    # a request has the options of Python by the same names, which the limits have checked
     options = request.model_dump(exclude={"users", "steps"})
     found = predictor.generate(encoded, request.steps, interrupt=interrupt, **options)
     schema = predictor.tokenizer.event_schema
     table = found.to_table().drop_columns([schema.user])
+    # the columns stay in the order of the log
     place = table.column_names.index(schema.time)
+    # JSON knows no times; in the zone in which the log writes them
     texts = [time.isoformat() for time in table[schema.time].to_pylist()]
     rows = table.set_column(place, schema.time, pa.array(texts, pa.string())).to_pylist()
     # futures end at different steps, so users have different numbers of rows

@@ -18,16 +18,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 
 import behavegpt
 from behavegpt.labeling.predictor import LabelPredictor
-from behavegpt.serving.answers import AnyPredictor, answer_all, columns_of, key
+from behavegpt.serving.answers import AnyPredictor, answer_all, key
 from behavegpt.serving.batcher import Batcher
 from behavegpt.serving.bodies import SMALL, Bodies
 from behavegpt.serving.endpoints import ENDPOINTS, LABEL_ENDPOINTS, Counted
 from behavegpt.serving.errors import Late, add_errors
 from behavegpt.serving.examples import example_users
+from behavegpt.serving.facts import add_facts
 from behavegpt.serving.numbers import Numbers
 from behavegpt.serving.pages import add_pages, request_schema
 from behavegpt.serving.requests import (
@@ -42,7 +43,6 @@ from behavegpt.serving.requests import (
 )
 from behavegpt.serving.user_labels import answer_labels
 from behavegpt.serving.users import Users
-from behavegpt.zero_shot import UniversalPredictor
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Job:
     """A request on its way; given up when nobody waits for it any more."""
 
     request: Request | UserRequest
+    # the wall clock may be set back, and a request would then never be late
     deadline: float  # of time.monotonic()
 
     def give_up(self) -> None:
@@ -66,6 +67,7 @@ class Service:
         # a label is said of whole histories: no states are kept
         self.users = None if isinstance(predictor, LabelPredictor) else Users(predictor, settings)
         self.bodies = Bodies(settings, predictor.tokenizer.event_schema)
+        # a thread each: while one computes a thousand futures, the other answers predictions
         self.quick, self.long = (
             Batcher(
                 self._work,
@@ -88,14 +90,18 @@ class Service:
 
     async def answer(self, kind: type[AnyRequest], http: HttpRequest) -> Response:
         """Read, check, wait for the model, and write the answer."""
+        # until the answer is made: as long as that the request takes memory
         with self.bodies.holder() as holder:
             body = await self.bodies.read(http, holder.hold)
             deadline = time.monotonic() + self.settings.timeout_s
+            # only after the body was read: both would take messages from the same connection
             gone = asyncio.ensure_future(_gone(http))
             try:
                 async with asyncio.timeout(self.settings.timeout_s):
                     request = self._named(await self.bodies.parse(kind, body), http)
                     answer = await self._ask(Job(request, deadline), gone)
+                    # writing a large answer in the event loop would keep all other connections
+                    # waiting
                     large = len(body) > SMALL or isinstance(request, GenerateRequest)
                     text = await asyncio.to_thread(_as_json, answer) if large else _as_json(answer)
             finally:
@@ -117,8 +123,10 @@ class Service:
             submitted = (self.long if long else self.quick).submit(
                 together, len(request.users), job
             )
+
         result = asyncio.wrap_future(submitted)
         try:
+            # whichever comes first: nobody waits for what the client has given up
             await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
                 raise Late
@@ -128,9 +136,12 @@ class Service:
             result.cancel()
 
     def _work(self, jobs: Sequence[Job]) -> Sequence[Any]:
+        # for /metrics alone: deadlines are of the monotonic clock
         began = time.perf_counter()
 
         def interrupt() -> None:
+            # one request of a batch cannot be stopped alone: the latest deadline is that of the
+            # batch
             if time.monotonic() > max(job.deadline for job in jobs):
                 raise Late
 
@@ -146,6 +157,7 @@ class Service:
         else:
             assert self.users is not None
             answers = self.users.answer_all(about, interrupt)
+
         users = sum(len(request.users) for request in asked) + len(about)
         self.numbers.batch(users, time.perf_counter() - began)
         return answers
@@ -163,6 +175,7 @@ def make_app(predictor: AnyPredictor | LabelPredictor, settings: ServeSettings) 
     service = Service(predictor, settings)
     endpoints = LABEL_ENDPOINTS if isinstance(predictor, LabelPredictor) else ENDPOINTS
 
+    # answers what was accepted before uvicorn lets the process end
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -172,16 +185,18 @@ def make_app(predictor: AnyPredictor | LabelPredictor, settings: ServeSettings) 
         title="BehaveGPT",
         version=behavegpt.__version__,
         lifespan=life,
+        # FastAPI's own pages load scripts from another server, and a service may have no way there
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
+
     app.state.service = service
     app.add_middleware(Counted, numbers=service.numbers)
     add_errors(app, endpoints)
     for path, kind in endpoints.items():
         _add_endpoint(app, service, path, kind)
-    _add_facts(app, service)
+    add_facts(app, service)
     add_pages(app, settings, endpoints, predictor.tokenizer)
     if isinstance(predictor, LabelPredictor):
         return app
@@ -207,66 +222,6 @@ def _add_endpoint(app: FastAPI, service: Service, path: str, kind: type[AnyReque
         name=path,
         openapi_extra=request_schema(path, kind),
     )
-
-
-def _add_facts(app: FastAPI, service: Service) -> None:
-    predictor = service.predictor
-
-    @app.get("/health")
-    async def health() -> Any:
-        users = service.users
-        held = {} if users is None else {"users": len(users), "state_bytes": users.nbytes}
-        return {"status": "ok", "waiting": service.waiting} | held
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return PlainTextResponse(
-            service.numbers.text(service.waiting), media_type="text/plain; version=0.0.4"
-        )
-
-    @app.get("/v1/model")
-    async def model() -> Any:
-        return {
-            "vocabulary_hash": predictor.tokenizer.hash,
-            "columns": columns_of(predictor.tokenizer.event_schema),
-            "features": list(predictor.tokenizer.event_schema.features),
-            **(_says(predictor) if isinstance(predictor, LabelPredictor) else _tells(predictor)),
-            "limits": service.settings.model_dump(),
-        }
-
-
-def _says(predictor: LabelPredictor) -> dict[str, Any]:
-    """The label that a model says of users, and its classes (null: a number)."""
-    config = predictor.model.config
-    return {"label": config.label, "classes": config.classes}
-
-
-def _tells(predictor: AnyPredictor) -> dict[str, Any]:
-    """What a model predicts, and what of it may be asked."""
-    return {
-        "behaviors": predictor.tokenizer.behaviors.classes,
-        "given": list(predictor.given),
-        "thresholds": getattr(predictor, "thresholds", None) is not None,
-        "times": predictor.tells_times,
-        **_shape(predictor),
-    }
-
-
-def _shape(predictor: AnyPredictor) -> dict[str, Any]:
-    """How many events back the model looks (null: all), the width of a vector, and where it
-    runs."""
-    if isinstance(predictor, UniversalPredictor):
-        return {
-            "looks_back": None,
-            "width": predictor.model.mixer.gate.in_features,
-            "device": "cpu",
-        }
-    config = predictor.model.config
-    return {
-        "looks_back": config.max_length,
-        "width": config.hidden_size,
-        "device": str(predictor.model.device),
-    }
 
 
 async def _gone(http: HttpRequest) -> None:

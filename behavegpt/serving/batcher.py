@@ -38,10 +38,12 @@ class Batcher:
     ) -> None:
         """`wait` in seconds; `work` gives a result or an exception for each payload."""
         self._work, self._most, self._wait, self._limit = work, most, wait, most_waiting
+        # None: nothing comes any more
         self._queue: queue.Queue[Waiting | None] = queue.Queue()
         self._held: list[Waiting] = []  # taken from the queue for a later batch
         self._crowd = False  # whether the last batch held several, so that others may be near
         self._closing = False
+        # daemon: a batch that hangs must not keep the process from ending
         self._thread = threading.Thread(target=self._run, name="behavegpt-model", daemon=True)
         self._thread.start()
 
@@ -52,6 +54,7 @@ class Batcher:
 
     def submit(self, key: Hashable, size: int, payload: Any) -> Future[Any]:
         """The future result; a cancelled one is not computed. Raises Busy."""
+        # a refusal at once is better than an answer that comes too late
         if self._closing or self.waiting >= self._limit:
             raise Busy
         result: Future[Any] = Future()
@@ -68,12 +71,14 @@ class Batcher:
         open_ = True
         while open_ or self._held:
             open_ = self._take(open_)
+            # what was cancelled while it waited is dropped here; from now on it cannot be
             batch = [item for item in self._next() if item.result.set_running_or_notify_cancel()]
             self._crowd = len(batch) > 1 or bool(self._held)
             if not batch:
                 continue
             try:
                 results = self._work([item.payload for item in batch])
+            # the thread must outlive any batch
             except Exception as error:
                 results = [error] * len(batch)
             for item, result in zip(batch, results, strict=True):
@@ -98,6 +103,7 @@ class Batcher:
                 return True
             if item is None:
                 return False
+            # the time runs from the first request of a batch, not from the last batch
             if not self._held:
                 until = time.monotonic() + wait
             self._held.append(item)
@@ -109,6 +115,7 @@ class Batcher:
         rest: list[Waiting] = []
         size = 0
         for item in self._held:
+            # the first one always goes, however large it is: it would wait for ever
             together = not batch or (item.key is not None and item.key == batch[0].key)
             if together and (not batch or size + item.size <= self._most):
                 batch.append(item)

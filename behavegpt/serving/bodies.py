@@ -53,7 +53,9 @@ class Bodies:
     async def read(self, request: HttpRequest, hold: Callable[[int], None]) -> bytes:
         """The body; `hold` is told how much memory it takes. Raises Refused."""
         _check_headers(request)
+        # a body that says itself that it is too long need not be sent
         said = request.headers.get("content-length", "0")
+        # 18 digits: of thousands of them int() would take long, or raise
         if said.isdigit() and (len(said) > 18 or int(said) > self._limits.most_bytes):
             raise self._too_long()
         try:
@@ -74,6 +76,7 @@ class Bodies:
             more = message.get("more_body", False)
             if size > self._limits.most_bytes:
                 raise self._too_long()
+            # as it grows: a length that was said may be a lie
             hold(max(0, size - FREE))
         return b"".join(parts)
 
@@ -107,6 +110,8 @@ class Bodies:
         loop = asyncio.get_running_loop()
         if len(body) <= LARGE:
             return await loop.run_in_executor(self._threads, work)
+        # the semaphore keeps the threads free: waiting for the lock itself would take one of the
+        # two
         async with self._one:
             try:
                 return await loop.run_in_executor(self._threads, alone)
@@ -153,6 +158,7 @@ def parse(kind: type[R], body: bytes, limits: ServeSettings, schema: EventSchema
             f"the body has more than {limits.most_values} values; send fewer at a time.",
         )
     try:
+        # the tree first, without the model's types: its sizes are looked at before each item is
         tree = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         reason = str(error)[:200]
@@ -166,11 +172,13 @@ def parse(kind: type[R], body: bytes, limits: ServeSettings, schema: EventSchema
         request = kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_told(error)) from None
+    # what no type can say: limits that an operator has set
     request.check(limits, schema)
     return request
 
 
 def _named(kind: type[AnyRequest]) -> str:
+    # "send an object with `users`", or what the path needs instead
     return next(
         (f"`{name}`" for name in ("users", "events") if name in kind.model_fields), "options, or {}"
     )
@@ -178,10 +186,12 @@ def _named(kind: type[AnyRequest]) -> str:
 
 def _told(error: ValidationError) -> str:
     """The first mistakes, each with where it stands."""
+    # a few more than are told: several may be the same mistake at one place
     items = error.errors(include_url=False, include_context=False, include_input=False)[
         : 4 * MOST_TOLD
     ]
     told = dict.fromkeys(
+        # 300 characters: pydantic quotes what was expected, and a list of choices is long
         f"{'.'.join(map(str, item['loc'])) or 'the body'}: "
         f"{item['msg'].removeprefix('Value error, ')}"[:300]
         for item in items
@@ -214,6 +224,7 @@ def _check_headers(request: HttpRequest) -> None:
         raise Refused(
             415, "ConfigError", f"content-type {kind[:40]!r} is not read; send application/json."
         )
+    # a label in another coding would silently be another label
     charset = options.partition("charset=")[2].partition(";")[0].strip(' "')
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         raise Refused(

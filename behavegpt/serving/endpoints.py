@@ -24,6 +24,7 @@ ENDPOINTS: dict[str, type[AnyRequest]] = {
     "/v1/when": WhenRequest,
     "/v1/embed": EmbedRequest,
     "/v1/generate": GenerateRequest,
+    # the user stands in the path, so that a proxy can send each user to the same service
     "/v1/users/{id}/events": EventsRequest,
     "/v1/users/{id}/predict": StateRequest,
 }
@@ -33,6 +34,7 @@ USERS = ("/v1/users/", ("/events", "/predict"))  # how the paths of one user beg
 
 def _endpoint(path: str) -> str | None:
     """The endpoint of a path, without the name of a user."""
+    # names are many, and each would be a series of its own in whoever collects the metrics
     begin, ends = USERS
     end = next((end for end in ends if path.startswith(begin) and path.endswith(end)), None)
     path = path if end is None else f"{begin}{{id}}{end}"
@@ -47,12 +49,14 @@ class Counted:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         path = _endpoint(scope["path"]) if scope["type"] == "http" else None
+        # pages, health and metrics: counting them would drown what was asked of the model
         if path is None:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
 
         async def counted(message: Any) -> None:
+            # to the first byte: how fast a client reads is not ours to answer for
             if message["type"] == "http.response.start":
                 self.numbers.request(path, message["status"], time.perf_counter() - began)
             await send(message)

@@ -52,6 +52,7 @@ def over_http(message: str) -> str:
     if not _OPTION.search(message):
         return message
     kept = [part for part in _SENTENCE.split(message) if not _OPTION.search(part)]
+    # the one sentence advises an option: what stands before the advice is the mistake
     if not kept:
         kept = [_OPTION.split(message)[0].rsplit(",", 1)[0].rstrip(" ;,:(") + "."]
     text = " ".join(kept)
@@ -67,6 +68,7 @@ def add_errors(app: FastAPI, endpoints: Iterable[str]) -> None:
         return error_response(error.code, error.kind, str(error), error.headers)
 
     async def ours(request: HttpRequest, error: BehaveGPTError) -> Response:
+        # a message may quote what was sent; nobody reads more of it than this
         return error_response(422, type(error).__name__, over_http(str(error))[:2000])
 
     async def busy(request: HttpRequest, error: Busy) -> Response:
@@ -85,10 +87,12 @@ def add_errors(app: FastAPI, endpoints: Iterable[str]) -> None:
         return error_response(error.status_code, kind, message, error.headers)
 
     async def bug(request: HttpRequest, error: Exception) -> Response:
+        # the trace is for who runs the service: a client learns nothing of the code
         logging.getLogger("uvicorn.error").error("%s", request.url.path, exc_info=error)
         return error_response(500, "InternalError", "internal server error; see the server log.")
 
     table = {Refused: refused, BehaveGPTError: ours, Busy: busy, TimeoutError: slow, Late: slow}
+    # Starlette asks for the nearest class in this table, so `bug` gets what nothing else names
     table |= {HTTPException: routing, Exception: bug}
     for kind, handler in table.items():
         app.add_exception_handler(kind, handler)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ def example_users(predictor: AnyPredictor, most: int) -> list[dict[str, Any]]:
 
     histories, found = known.histories, []
     users = len(histories.users)
+    # evenly spaced, and not the first ones: users are in the order of their names
     for place in np.unique(np.linspace(0, users - 1, min(users, most)).astype(int)):
         events = _last_events(predictor.tokenizer, histories, int(place))
         if events:
@@ -56,4 +57,5 @@ def _last_events(
         table[schema.order] = np.arange(len(seconds))
 
     events = pa.table(table).to_pylist()
+    # a null event would be refused when the playground sends it back
     return [event for event in events if event[schema.event] is not None]

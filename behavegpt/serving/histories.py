@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from behavegpt.ingest.histories import encode_histories
 from behavegpt.ingest.rows import as_label_text
 from behavegpt.ingest.time_join import time_parts
 from behavegpt.ingest.together import columns_of
+from behavegpt.ragged import ranges
 from behavegpt.serving.requests import History
 
 
@@ -48,14 +49,12 @@ def _encode_distinct(
 ) -> EncodedHistories:
     """The histories of users whose names differ and ascend."""
     schema = tokenizer.event_schema
+    # a time may be told whole or in parts, as the log's columns are
     columns = [column for role, column in columns_of(schema).items() if role != "time"]
     columns += time_parts(schema.time, names)
+    # what no event names is left out: a behavior need not be told
     wanted = [column for column in dict.fromkeys(columns) if column in names]
-    rows = [row for user in users for row in user.events]
-    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in wanted}
-    table[schema.user] = [
-        name for user in users for name in itertools.repeat(name_of(user), len(user.events))
-    ]
+    table = events_table(users, wanted, schema.user)
     encoded = encode_histories(knowing(tokenizer, users), table, warn=False)
     if len(encoded.users) < len(users):
         # a user whose events were all rejected would shift the answers of those behind
@@ -66,11 +65,25 @@ def _encode_distinct(
     return encoded
 
 
+def events_table(
+    users: Sequence[History], columns: Iterable[str], user_column: str
+) -> dict[str, list[Any]]:
+    """Columns of all users' events, theirs under their own names."""
+    rows = [row for user in users for row in user.events]
+    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in columns}
+    # also where an event names its user itself: it may name nobody else
+    table[user_column] = [
+        name for user in users for name in itertools.repeat(name_of(user), len(user.events))
+    ]
+    return table
+
+
 def knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokenizer:
     """The tokenizer that knows what the users' requests say of them. Raises DataError for a feature
     that the model does not read."""
     tokenizer = tokenizer.by_name
     told = {name_of(user): user.features for user in users if user.features is not None}
+    # the common case costs no new tokenizer
     if not told:
         return tokenizer
 
@@ -84,6 +97,7 @@ def knowing(tokenizer: EventTokenizer, users: Sequence[History]) -> EventTokeniz
 
     table: dict[str, list[str | None]] = {tokenizer.event_schema.user: list(told)}
     for name in known:
+        # as the labels of events are written: 3.0 and 3 are one feature
         table[name] = [as_label_text(features.get(name)) for features in told.values()]
     named = tokenizer.with_features(table)
     if tokenizer.users is None or named.users is None:
@@ -106,11 +120,12 @@ def _in_order(
     begin = (np.cumsum(lengths) - lengths)[order]
     lengths = lengths[order]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    event = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)
+    event = ranges(begin, lengths)
     columns = {
         name: np.concatenate([part.columns[name] for part in parts])[event]
         for name in parts[0].columns
     }
+
     unknown: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     for part in parts:

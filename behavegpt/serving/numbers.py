@@ -6,6 +6,7 @@ import bisect
 import threading
 from collections.abc import Sequence
 
+# Prometheus' own bounds, and 30 s, the default of `timeout_s`
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -15,6 +16,7 @@ class Histogram:
 
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
         self.name, self.text, self.bounds = name, text, bounds
+        # one more than the bounds: what lies beyond the last of them
         self.counts, self.total = [0] * (len(bounds) + 1), 0.0
 
     def add(self, value: float) -> None:
@@ -23,6 +25,8 @@ class Histogram:
 
     def lines(self) -> list[str]:
         """The histogram as text."""
+        # the format asks for what is at or below each bound, so counts are summed up here and not
+        # where each of them is taken
         found, seen = [f"# HELP {self.name} {self.text}", f"# TYPE {self.name} histogram"], 0
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
             seen += count
@@ -35,6 +39,7 @@ class Numbers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # (path, status) -> answers
         self._requests: dict[tuple[str, int], int] = {}
         self._seconds = Histogram(
             "behavegpt_request_seconds", "time from request to answer", SECONDS
@@ -46,6 +51,7 @@ class Numbers:
 
     def request(self, path: str, code: int, seconds: float) -> None:
         """Count an answered or refused request."""
+        # the event loop counts requests and the model's threads batches
         with self._lock:
             self._requests[path, code] = self._requests.get((path, code), 0) + 1
             self._seconds.add(seconds)

@@ -29,6 +29,7 @@ Errors are <code>{{"error": {{"type": "...", "message": "..."}}}}</code>.</p>
 <h2>Limits of this service</h2>
 <table><tr><th>setting</th><th>value</th><th></th></tr>{limits}</table></html>
 """
+# more would make the page slow, and who looks for a rare label can type it
 LABELS = 200  # of each column, offered while typing
 EXAMPLES = {
     "users": '{"users": [{"id": "7", "events": [{"COLUMN": "VALUE"}]}]}',
@@ -45,14 +46,17 @@ def add_pages(
 ) -> None:
     """GET /, /docs and /v1/labels; app.openapi's components for the requests. The playground is for
     models that predict behaviors; / is the page of the endpoints of others."""
+    # made once: neither limits nor endpoints change while the service runs
     text = _page(settings, endpoints)
     playground = page("playground") if "/v1/predict" in endpoints else text
+    # FastAPI describes bodies that it parses itself; ours are read with bounds it does not know
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = made()
         for kind in endpoints.values():
             whole = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            # where the references of `ref_template` look for them
             parts = whole.pop("$defs", {}) | {kind.__name__: whole}
             schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
         return schema

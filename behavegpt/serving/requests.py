@@ -29,6 +29,7 @@ MOST_KEYS = 64  # of an object: more are no columns of a log
 HUGE = 10**40  # integers beyond are no labels; their text alone would take long
 Label = Annotated[StrictStr, Field(max_length=MOST_NAME)]
 Integer = Annotated[StrictInt, Field(gt=-HUGE, lt=HUGE)]
+# strict types: nothing is converted, so that a label stays the text or the number that was sent
 Value = Label | Integer | Annotated[StrictFloat, Field(allow_inf_nan=False)] | StrictBool | None
 Count = Annotated[Whole, Field(ge=1)]
 Seconds = Annotated[Real, Field(gt=0, le=86400)]
@@ -38,10 +39,12 @@ class ServeSettings(Settings):
     """Limits and batching of the service."""
 
     most_bytes: Count = Field(8 << 20, ge=1024, description="bytes of a request's body")
+    # what parsing costs: 8 MiB of `[` take many times the memory of one long text
     most_values: Count = Field(
         1_000_000, description="values of a request's body, lists and objects included"
     )
     most_users: Count = Field(256, description="users per request")
+    # beyond the window events are read for nothing; only a model with memory counts them
     most_events: Count = Field(
         2000, description="events per history; the model reads the last ones"
     )
@@ -51,6 +54,7 @@ class ServeSettings(Settings):
     most_generated: Count = Field(
         20_000, description="events generated per request: users x samples x steps"
     )
+    # they are real users of the log, whom a service on the network must not show unasked
     examples: Annotated[Whole, Field(ge=0, le=256)] = Field(
         50,
         description="users of the log offered by GET /v1/examples; 0: none, the default "
@@ -67,6 +71,7 @@ class ServeSettings(Settings):
         512, description="open connections; beyond it, idle ones are closed"
     )
     body_timeout_s: Seconds = Field(10.0, description="time to receive a body, else 408")
+    # else a few clients that send nothing would hold all connections
     idle_timeout_s: Seconds = Field(
         10.0, description="a connection without a complete request for this long is closed"
     )
@@ -82,6 +87,7 @@ class ServeSettings(Settings):
 
 
 class _Asked(BaseModel):
+    # a misspelled option is refused and not left at its default
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -92,6 +98,7 @@ class History(_Asked):
     id: Label | Integer = Field(
         "0", description="returned with the answer; the random numbers of a future depend on it"
     )
+    # FailFast: of a million events that are wrong alike, the first mistake is enough
     events: Annotated[list[dict[Label, Value]], FailFast()] = Field(min_length=1)
     features: dict[Label, Value] | None = Field(
         None,
@@ -144,6 +151,7 @@ class Request(AnyRequest):
     def check(self, limits: ServeSettings, schema: EventSchema) -> None:
         """Raise ConfigError beyond a limit, DataError where the events of one user name several."""
         for user in self.users:
+            # a client that forgot to part its users would get one answer for all of them
             named = {
                 str(row[schema.user]) for row in user.events if row.get(schema.user) is not None
             }
@@ -208,6 +216,7 @@ class GenerateRequest(Request, DrawOptions):
         super().check(limits, schema)
         _at_most(limits, "steps", self.steps)
         _at_most(limits, "samples", self.samples)
+        # each of the three is bounded, and their product may still be a billion
         drawn = len(self.users) * self.samples * self.steps
         if drawn > limits.most_generated:
             raise ConfigError(
@@ -219,6 +228,7 @@ class GenerateRequest(Request, DrawOptions):
 class UserRequest(AnyRequest):
     """About the one user whose name is in the path."""
 
+    # not a field of the body: nobody may send it there
     _user: str = PrivateAttr("")
 
     @property
@@ -255,9 +265,11 @@ class StateRequest(UserRequest, _Told, PredictOptions):
 def check_lengths(tree: Any, limits: ServeSettings) -> None:
     """Raise ConfigError where lists or objects are too long, before anything looks at each of their
     items."""
+    # from the outside inwards: nothing is walked before its length was looked at
     _check_keys(tree, "the request")
     _check_events(tree, limits, "the request")
     users = tree.get("users") if isinstance(tree, dict) else None
+    # pydantic tells what it should be
     if not isinstance(users, list):
         return
     if len(users) > limits.most_users:
@@ -291,6 +303,7 @@ def _at_most(limits: ServeSettings, name: str, value: int) -> None:
     limit = getattr(limits, f"most_{name}")
     if value > limit:
         raise ConfigError(
+            # Python refuses to print integers of more than 4,300 digits
             f"{name} = {value if value < HUGE else 'a huge number'}: this service allows {limit} "
             "at most."
         )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
 from behavegpt.errors import BehaveGPTError, DataError
 from behavegpt.labeling.predictor import LabelPredictor
 from behavegpt.serving.answers import Answer, check_columns, named_columns
-from behavegpt.serving.histories import knowing, name_of
-from behavegpt.serving.requests import History, LabelRequest
+from behavegpt.serving.histories import events_table, knowing, name_of
+from behavegpt.serving.requests import LabelRequest
 
 
 def answer_labels(
@@ -23,6 +21,7 @@ def answer_labels(
     answers: list[Answer | BehaveGPTError] = []
     for request in requests:
         interrupt()
+        # one client's mistake must not cost the answers of the others in the batch
         try:
             answers.append(_answer(predictor, request))
         except BehaveGPTError as error:
@@ -33,16 +32,22 @@ def answer_labels(
 def _answer(predictor: LabelPredictor, request: LabelRequest) -> Answer:
     """Raises DataError where a user has no usable event before the moment."""
     names = [name_of(user) for user in request.users]
+    # a label is said of all events of a user: two halves would give two labels
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"user {twice!r} is there twice; send all events of a user together.")
 
+    # what the columns are is looked at before any row is read
     check_columns(named_columns(request), predictor.tokenizer.event_schema)
     tokenizer = knowing(predictor.tokenizer, request.users)
     asked = LabelPredictor(predictor.model, tokenizer)
-    said = asked.predict(_table(request.users, tokenizer.event_schema.user), at=request.at)
+    columns = dict.fromkeys(name for user in request.users for row in user.events for name in row)
+    table = events_table(request.users, columns, tokenizer.event_schema.user)
+    said = asked.predict(table, at=request.at)
 
+    # the reader sorts users by name; answers are in the order of the request
     place = {name: row for row, name in enumerate(said.users.to_pylist())}
+    # a shorter list would shift the answers of those behind
     missing = next((name for name in names if name not in place), None)
     if missing is not None:
         raise DataError(f"user {missing!r} has no usable event before the moment asked about.")
@@ -53,17 +58,6 @@ def _answer(predictor: LabelPredictor, request: LabelRequest) -> Answer:
     ]
     moment = datetime.fromtimestamp(said.at, UTC).isoformat()
     return {"users": users, "label": said.label, "before": moment}
-
-
-def _table(users: Sequence[History], user_column: str) -> dict[str, list[Any]]:
-    """Columns of all users' events, theirs under their own names."""
-    rows = [row for user in users for row in user.events]
-    columns = dict.fromkeys(column for row in rows for column in row)
-    table: dict[str, list[Any]] = {column: [row.get(column) for row in rows] for column in columns}
-    table[user_column] = [
-        name for user in users for name in itertools.repeat(name_of(user), len(user.events))
-    ]
-    return table
 
 
 def _said(classes: tuple[str, ...], values: np.ndarray) -> Answer:

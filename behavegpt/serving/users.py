@@ -32,6 +32,7 @@ class Held:
     """A state in memory."""
 
     state: UserState
+    # what is not changed may be dropped for nothing: the predictor makes it again
     changed: bool = False  # beyond what the predictor knows
     nbytes: int = 0
 
@@ -41,6 +42,7 @@ class Users:
 
     def __init__(self, predictor: AnyPredictor, settings: ServeSettings) -> None:
         self._predictor, self._settings = predictor, settings
+        # the order of use: the first is the one to be dropped
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._dropped: OrderedDict[str, None] = OrderedDict()
         self.nbytes = 0
@@ -52,6 +54,8 @@ class Users:
         """Those that are held, and those that are as the predictor knows them."""
         for held in self._held.values():
             yield held.state
+        # users who were dropped are left out: what the predictor knows of them is older than what
+        # was told
         known = (
             user
             for user in self._predictor.users
@@ -68,6 +72,7 @@ class Users:
         answers: dict[int, Answer | Exception] = {}
         asked: dict[int, tuple[StateRequest, UserState]] = {}  # predicted together
         for number, request in enumerate(requests):
+            # between users: a batch of many large histories takes long
             interrupt()
             try:
                 if isinstance(request, EventsRequest):
@@ -80,7 +85,9 @@ class Users:
                     asked[number] = (request, self._state(request))
             except (BehaveGPTError, Refused) as error:
                 answers[number] = error
+
         answers |= self._predict(asked, interrupt)
+        # each request has one by now
         return [answers[number] for number in range(len(requests))]
 
     def _read_ahead(self, requests: Sequence[UserRequest]) -> dict[int, EncodedHistories]:
@@ -101,6 +108,7 @@ class Users:
         """Take up events, all of them or none."""
         user = request.user
         known = self._predictor.users
+
         if request.new or self._is_unknown(user):
             held = Held(self._predictor.state(user, new=True))
         else:
@@ -108,6 +116,7 @@ class Users:
         if encoded is None:
             # alone where reading together left it out; its error is this user's own
             encoded = known.read(user, request.events)
+
         known.take_up(held.state, encoded)
         # dropped later, it could not be made again from the log
         held.changed = True
@@ -139,6 +148,7 @@ class Users:
         self, asked: Mapping[int, tuple[StateRequest, UserState]], interrupt: Callable[[], None]
     ) -> dict[int, Answer | Exception]:
         """Answers by number, those with equal options together."""
+        # one call of the predictor has one set of options
         alike: dict[tuple[Any, ...], list[int]] = {}
         for number, (request, _) in asked.items():
             options = (
@@ -162,6 +172,7 @@ class Users:
                     **predict_options(request),
                 )
             except BehaveGPTError as error:
+                # options are refused for all who gave them
                 answers |= dict.fromkeys(numbers, error)
                 continue
             for number, state, behaviors in zip(numbers, states, found.answers(), strict=True):
@@ -192,6 +203,7 @@ class Users:
     def _hold(self, user: str, held: Held) -> None:
         """Make it the most recently used one, and drop others beyond the limit. Raises
         ConfigError."""
+        # popped and set again: that moves it to the end, the most recently used
         self.nbytes -= self._held.pop(user).nbytes if user in self._held else 0
         self._dropped.pop(user, None)
         held.nbytes = held.state.nbytes

@@ -16,11 +16,13 @@ from behavegpt.data.store import SPLITS, EventStore
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.vocabulary import FIRST
 from behavegpt.errors import DataError
+from behavegpt.ragged import owners
 from behavegpt.timing.answer import mixture, upcoming
 from behavegpt.timing.fit import observed
 from behavegpt.timing.gaps import Gaps
 from behavegpt.timing.moments import Moments, moments_of_store
 
+# percentiles: twice their mean pinball loss is nearly the CRPS
 QUANTILES = np.arange(1, 100) / 100
 CENTRAL = (50, 90)  # % of the intervals whose coverage is told
 OWN = 5.0  # gaps of everybody beside the user's own, of the baselines
@@ -39,13 +41,16 @@ def evaluate_gaps(
     """
     moments = moments_of_store(store)
     place, cap = _followed(store, moments, split)
+    # evenly spaced over users and time alike
     place = place[:: max(1, -(-len(place) // most))]
+
     # a gap that has not ended is longer than the cap, which is all that is asked of it
     gap = np.minimum(np.nan_to_num(moments.gap[place], nan=np.inf), cap)
 
     number = np.asarray(store.columns["split"])[moments.row]
     # the baselines know the training split alone, as the model does
     train = observed(moments, number == SPLITS["train"])
+    # gaps that ended: the baseline's quantiles are plain ones
     seconds = np.exp(train.log_gap[train.ended])
     everybody = np.quantile(seconds, QUANTILES)
     known = moments.facts(gaps.mean, gaps.spread)[place]
@@ -78,16 +83,8 @@ def evaluate_within(
     """
     moments = moments_of_store(store)
     time = np.asarray(store.columns["time"], np.int64) + store.manifest.time_origin
-    number = np.asarray(store.columns["split"])
-    chosen = number == SPLITS[split]
-    if not chosen.any() or time[chosen].max() - time[chosen].min() < seconds:
-        raise DataError(
-            f"{store.path}: the {split} split is shorter than the horizon of {seconds:,} s; ask "
-            "for a shorter one."
-        )
-
-    now = int(time[chosen].min()) - 1  # for everybody
-    owner = np.repeat(np.arange(len(store.offsets) - 1), np.diff(store.offsets))
+    now = _before_split(store, time, split, seconds)
+    owner = owners(np.diff(store.offsets))
     label = np.asarray(store.column("behavior"), np.int64) - FIRST
     classes = store.behaviors.classes
     past, future = time <= now, (time > now) & (time <= now + seconds)
@@ -97,14 +94,17 @@ def evaluate_within(
     users = moments.user[asked]
 
     past &= np.isin(owner, users)
+    # what a user does anyway, whenever: the shares that the rates are multiplied with
     usual = mixture(owner[past], label[past], users, store.behaviors.counts)
     shares = usual if following is None else following(_histories(store, time, past, owner))
 
     shape = (len(store.offsets) - 1, classes)
     truth = _happened(owner, label, future, shape)[users]
+    # the same span before the date: how often a behavior happens within one
     before = _happened(owner, label, past & (time > now - seconds), shape)[users]
     tables = upcoming(gaps, moments, asked, now, seconds, shares)
     tables |= _rates(moments, asked, now, seconds, usual)
+    # of everybody, without the user: what any model must beat
     tables["base rate"] = np.tile(before.mean(0), (len(users), 1))
     return {
         "split": split,
@@ -114,6 +114,19 @@ def evaluate_within(
         "share": float(truth.mean()),
         "models": {name: _brier(table, truth) for name, table in tables.items()},
     }
+
+
+def _before_split(store: EventStore, time: np.ndarray, split: str, seconds: int) -> int:
+    """The second before a split begins, one for everybody; `time` (E,) in epoch seconds. Raises
+    DataError for a split shorter than `seconds`."""
+    chosen = np.asarray(store.columns["split"]) == SPLITS[split]
+    if not chosen.any() or time[chosen].max() - time[chosen].min() < seconds:
+        raise DataError(
+            f"{store.path}: the {split} split is shorter than the horizon of {seconds:,} s; ask "
+            "for a shorter one."
+        )
+    # before it, so that its first event is still to come
+    return int(time[chosen].min()) - 1
 
 
 def _happened(
@@ -153,6 +166,7 @@ def _rates(
     """Count baselines: Poisson with everybody's rate, and with the user's own."""
     span = np.maximum(now - moments.begin[asked], 1)
     everybody = moments.events[asked].sum() / span.sum()
+    # shrunk, or a user of one event would have no rate to speak of
     own = (moments.events[asked] + OWN) / (span + OWN / everybody)
     whole = usual.mean(0)
     return {
@@ -175,6 +189,7 @@ def _followed(store: EventStore, moments: Moments, split: str) -> tuple[np.ndarr
 def _figures(table: np.ndarray, gap: np.ndarray, cap: float) -> dict[str, float]:
     """Pinball loss of quantiles (M, levels), and coverage of the central intervals."""
     bounds = np.minimum(table, cap)
+    # in logs: a miss by a factor costs the same for minutes and for weeks
     over = np.log(gap)[:, None] - np.log(np.maximum(bounds, 1))
     pinball = np.maximum(QUANTILES * over, (QUANTILES - 1) * over).mean(0)
     figures = {"pinball": float(pinball.mean()), "median_pinball": float(pinball[49])}
@@ -196,6 +211,7 @@ def _figures(table: np.ndarray, gap: np.ndarray, cap: float) -> dict[str, float]
 def _brier(table: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     """Brier score, calibration error in ten groups of equal size, and mean probability."""
     probability, real = table.ravel(), truth.ravel().astype(float)
+    # of equal size, as most probabilities are near 0
     groups = np.array_split(np.argsort(probability, kind="stable"), 10)
     off = [abs(probability[g].mean() - real[g].mean()) * len(g) for g in groups if len(g)]
     return {

@@ -19,6 +19,7 @@ from behavegpt.timing.gaps import FACTS, LOCATIONS, POINTS, SPREADS, Gaps
 FILE = "timing.json"
 FORMAT = 1
 LEARN = "learn it again with `behavegpt when MODEL DATA`"
+# a gap is told in seconds of log scale: the sixth digit is a millionth of it
 DIGITS = 6
 
 
@@ -31,6 +32,7 @@ def save_gaps(gaps: Gaps, tokenizer: EventTokenizer, folder: Path) -> None:
             arrays[field.name] = np.round(value, DIGITS).tolist()
 
     header = {"format": FORMAT, "tokenizer_hash": tokenizer.hash, "facts": gaps.facts}
+    # into the model's manifest too: a damaged file must not become a wrong time
     put(folder, FILE, json.dumps(header | arrays, ensure_ascii=False) + "\n")
 
 

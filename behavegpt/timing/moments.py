@@ -14,6 +14,7 @@ import numpy as np
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import EventStore
 from behavegpt.data.tokenizer import EncodedHistories
+from behavegpt.ragged import owners
 
 WINDOWS = (1, 3, 30)  # last gaps whose mean is a fact
 SHRINK = 1.0  # gaps of everybody that are added to a user's own
@@ -69,7 +70,7 @@ class Moments:
 def moments_of(offsets: np.ndarray, columns: Mapping[str, np.ndarray], slots: int) -> Moments:
     """Moments of histories; columns time, behavior, weekday and slot (E,), `slots` a day."""
     time = np.asarray(columns["time"], np.int64)
-    user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    user = owners(np.diff(offsets))
     starts = np.ones(len(time), bool)
     starts[1:] = (np.diff(time) != 0) | (np.diff(user) != 0)
 

@@ -54,6 +54,7 @@ class Snapshot:
     trainer: dict[str, Any]
 
 
+# a class of its own: what is about to be written has no path yet
 @dataclass(frozen=True)
 class Checkpoint(Snapshot):
     """A checkpoint read back; tensors are on the CPU."""
@@ -120,6 +121,7 @@ def save_sharded(
 
         # write_shards returns when all ranks have written, so rank 0 seals whole files
         if main:
+            # the loss is the same on all ranks, and small
             write_tensors(temporary / "loss.safetensors", snapshot.loss)
             write_json(temporary / TRAINER, snapshot.trainer)
             seal(temporary, _shard_files(temporary), step=snapshot.step)
@@ -135,6 +137,7 @@ def _unwritten(temporary: Path, final: Path, error: BaseException) -> Checkpoint
     """The error of a checkpoint that could not be written, once its half is cleared away."""
     shutil.rmtree(temporary, ignore_errors=True)
     folder = final.parent
+    # a full disk is the usual cause, and libraries seldom say so
     free = shutil.disk_usage(folder).free >> 20 if folder.is_dir() else 0
     return CheckpointError(
         f"{final}: the checkpoint could not be written ({error}); only {free} MiB are "
@@ -155,6 +158,7 @@ def tidy(folder: Path, step: int, keep: int, protect: Collection[int] = ()) -> N
     remove_stale(folder)
 
     done = [path for path in _checkpoints(folder) if _step(path) <= step]
+    # protected: the best one, which `best_model` reads at the end
     for path in done[:-keep]:
         if _step(path) not in protect:
             discard(path)
@@ -171,6 +175,7 @@ def forget_after(folder: Path, step: int) -> None:
 def load_latest(folder: Path) -> Checkpoint | None:
     """The newest intact checkpoint of a folder, or None; warns in one line of each corrupted one
     that it skips."""
+    # from the newest on: a torn one costs the steps since the one before
     for path in reversed(_checkpoints(folder)):
         try:
             return load_checkpoint(path)
@@ -244,6 +249,7 @@ def restore_optimizer(
         number, shape = known.get(name, (-1, None))
         # `step` is a scalar beside a parameter of any shape
         if shape is None or (tensor.ndim and tensor.shape != shape):
+            # the message names what differs: a frozen parameter, or one of another size
             here = "not trained here" if shape is None else f"{list(shape)} here"
             raise CheckpointError(
                 f"optimizer state {full!r} of shape {list(tensor.shape)}: {name!r} is {here}; "
@@ -260,6 +266,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     if not folder.is_dir():
         return []
+    # by number: names of nine digits would sort before those of eight
     return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=_step)
 
 

@@ -22,6 +22,7 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.model.precision import autocast
 
 LOGITS = 50_000_000  # held at once: 200 MB of float32
+
 CONFUSION_CLASSES = 2048  # more would make the table of confusions larger than the model
 
 
@@ -51,6 +52,7 @@ def score(
     # and of baskets, each of which is asked for several
     asked = 1 if store.baskets is None else store.baskets.targets_each
     positions = int(min(positions_per_batch, LOGITS // store.behaviors.classes) / asked)
+
     batches = evaluation_batches(
         store,
         split,
@@ -120,6 +122,7 @@ def evaluate(
     loss = torch.zeros(2, dtype=torch.float64)
     seen = torch.zeros(2, dtype=torch.int64)  # rows and the sum of their ids
     for part in score(model, store, split, precision=precision, share=share):
+        # the targets' own logits too: the cross-entropy is that of the rule
         part = part._replace(logits=part.logits - shift)
         metrics.update(part.logits, part.target)
         loss[0] += F.cross_entropy(part.logits, part.target, reduction="sum").double().cpu()
@@ -130,6 +133,7 @@ def evaluate(
 
     if share.world > 1:
         state, loss, seen = sum_over_ranks((metrics.state(), loss, seen), device)
+        # counts are whole numbers: any number of ranks gives the same figures
         metrics.load_state(state)
 
     # a target that two ranks scored, or none, would change the figures without a word

@@ -40,6 +40,7 @@ class Journal:
         if not self.path.exists():
             return
 
+        # the lines as they stand: a float that is written again could differ
         kept = [line for line, record in _records(self.path) if record.get("step", step) <= step]
 
         temporary = self.path.with_name(f".{self.path.name}.tmp")
@@ -74,6 +75,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
     Raises BehaveGPTError naming the process and host of the run that holds it.
     """
+    # in the folder itself: whoever moves it moves the lock along
     with lock(folder, folder / LOCK, "wait for that run, stop it, or choose another out=FOLDER"):
         yield
 
@@ -81,6 +83,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Lines, without their ends, and what they hold."""
     try:
+        # whole: a journal is megabytes, and which line is the last must be known
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise BehaveGPTError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoModelForTokenClassification
 from transformers.utils.logging import disable_progress_bar
@@ -29,6 +29,7 @@ WEIGHTS, SHARDED = "model.safetensors", "model.safetensors.index.json"
 def weight_files(folder: Path) -> list[Path]:
     """The files of a model folder's weights: one, or the shards that `save_pretrained` makes of
     large models."""
+    # none of the shards: one file
     return sorted(folder.glob("model-*-of-*.safetensors")) or [folder / WEIGHTS]
 
 
@@ -78,25 +79,34 @@ def open_model(folder: Path) -> Trained:
     # before the weights are touched: the config's class is ours, not the folder's
     _refuse_foreign_type(folder)
 
+    # the class by the folder's model_type: BehaveGPT, or a baseline where those are imported
+    model, tokenizer = read_pretrained(
+        AutoModelForTokenClassification, folder, trust_remote_code=False
+    )
+    # counts are beside the weights: they are large, and transformers does not know them
+    if model.config.memory:
+        model.counts = load_counts(folder)
+    return Trained(model, tokenizer)
+
+
+def read_pretrained(kind: Any, folder: Path, **options: Any) -> tuple[Any, EventTokenizer]:
+    """A model as the class `kind` reads it, and its tokenizer. Raises CheckpointError for a folder
+    whose files do not belong together."""
     disable_progress_bar()
     try:
-        # the class by the folder's model_type: BehaveGPT, or a baseline where those are imported
-        model, loaded = AutoModelForTokenClassification.from_pretrained(
+        # no code and no pickle: a folder may come from anywhere
+        model, loaded = kind.from_pretrained(
             folder,
             local_files_only=True,
-            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **options,
         )
         tokenizer = EventTokenizer.from_pretrained(folder, local_files_only=True)
-
     except Exception as error:  # transformers raises whatever a strange config leads to
         raise CheckpointError(
             f"{folder}: cannot be loaded ({first_line(error)}); {DAMAGED}."
         ) from None
-
-    if model.config.memory:
-        model.counts = load_counts(folder)
 
     # transformers would fill them with new weights and only warn
     if loaded["missing_keys"]:
@@ -112,8 +122,7 @@ def open_model(folder: Path) -> Trained:
             f"(vocabulary hash {model.config.tokenizer_hash} and {tokenizer.hash}); restore the "
             "folder as it was written."
         )
-
-    return Trained(model, tokenizer)
+    return model, tokenizer
 
 
 def check_files(folder: Path, names: Sequence[str], what: str) -> None:

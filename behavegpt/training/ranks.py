@@ -30,6 +30,7 @@ class Ranks(Protocol):
 def ranks_asked(environment: Mapping[str, str]) -> int:
     """Processes that the launcher's environment speaks of; 2 where it says "several", 1 where there
     was no launcher."""
+    # the largest: a launcher inside another one sets its own
     asked = max(
         int(environment[name]) if environment.get(name, "").isdigit() else 1 for name in SIZES
     )

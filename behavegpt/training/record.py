@@ -54,6 +54,7 @@ def fingerprint_of(
 def refuse_mismatch(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise CheckpointError, listing every difference, unless two fingerprints (nested mappings)
     are the same."""
+    # all of them: mending one difference after the other would cost a start each
     lines = [
         f"{name}: checkpoint {was}, now {becomes}"
         for name, (was, becomes) in changes(saved, current).items()
@@ -132,6 +133,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
         "device": _device_name(accelerator),
         "processes": accelerator.num_processes,
         "data": {
+            # without its folder: a run is handed on, and nobody else has this machine's folders
             "path": store.path.name,
             "content_hash": store.manifest.content_hash,
             "events": store.manifest.events,
@@ -139,6 +141,7 @@ def record_of(settings: RunSettings, store: EventStore, accelerator: Accelerator
             "behaviors": store.behaviors.classes,
         },
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        # filled at the end; a run that was killed has none
         "finished": None,
         "seconds": None,
     }
@@ -161,6 +164,7 @@ def tell_changes(run: Path, facts: Mapping[str, Any]) -> None:
         return  # the run never wrote it, or somebody else did
 
     changed = changes(before, facts["config"])
+    # told and not refused: a lower learning rate is what --resume is often for
     if changed:
         listed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
         say(f"resuming with changed settings: {listed}")

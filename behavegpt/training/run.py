@@ -53,9 +53,11 @@ class RunFolder:
         self.name = name
         self.resume = resume
 
+        # without settings a benchmark or a test trains, and its journal goes nowhere
         self.path = Path(settings.out) if settings else Path(os.devnull)
         self.checkpoints = self.path / "ckpt"
         self.journal = Journal(self.path / "log.jsonl" if settings else self.path)
+
         self.record: dict[str, Any] = {}  # run.json, once the run has begun
 
     def latest(self, fingerprint: Mapping[str, Any]) -> Checkpoint | None:
@@ -103,11 +105,13 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
 
+        # before run.json is closed: a finished run has a model
         save_model(model, tokenizer, self.path / "model", *beside)
 
         finished = datetime.datetime.now(datetime.UTC)
         began = datetime.datetime.fromisoformat(self.record["started"])
         self.record["finished"] = finished.isoformat(timespec="seconds")
+        # of this sitting: `begin` writes `started` anew when a run goes on
         self.record["seconds"] = round((finished - began).total_seconds(), 1)
         write_json(self.path / "run.json", self.record)
 
@@ -122,12 +126,14 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
     check_output(path, "into")
     accelerator = make_accelerator(train)
 
+    # a stack: only rank 0 has something to hold
     with ExitStack() as held:
         # one lock for all ranks: rank 0 holds it
         if accelerator.is_main_process:
             path.mkdir(parents=True, exist_ok=True)
             held.enter_context(run_lock(path))
 
+        # under the lock: another process may be about to write its first checkpoint
         if not resume and any((path / "ckpt").glob("step_*")):
             raise CheckpointError(
                 f"{path} already contains a run; continue it with --resume, or choose "
@@ -139,6 +145,7 @@ def open_run(settings: RunSettings, name: str, *, resume: bool = False) -> Itera
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
+        # before the model is built, whose weights are drawn from it
         torch.manual_seed(train.seed)
         yield RunFolder(accelerator, settings, name, resume)
 

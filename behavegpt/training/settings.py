@@ -33,12 +33,15 @@ SHAPE = (
 class TrainSettings(Settings):
     """Settings of the training loop."""
 
+    # either steps or epochs: a number of steps is for comparing, passes are for a log of unknown
+    # size
     steps: int | None = Field(
         None, ge=1, le=10**9, description="optimizer steps; null: `epochs` over the data"
     )
     epochs: float = Field(
         3.0, gt=0, le=1e6, description="passes over the training targets, when steps is null"
     )
+    # in positions and not in rows, so that a longer window does not make a larger step
     batch_events: int | None = Field(
         None,
         ge=64,
@@ -50,12 +53,14 @@ class TrainSettings(Settings):
     micro_batches: int = Field(
         1, ge=1, le=2**16, description="gradient accumulation: parts of a step, to save memory"
     )
+    # ten times that of the paper: these models are a hundred times smaller
     lr: float = Field(
         1e-3, gt=0, description="peak learning rate of AdamW (the paper: 1e-4 at 150 M parameters)"
     )
     mixer_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the memory's mixer; null: as `lr`"
     )
+    # of Vaswani et al. 2017, for transformers
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's moving averages")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decay of matrices; 0 is Adam")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -86,9 +91,12 @@ class TrainSettings(Settings):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: at every validation"
     )
+    # two: where the newest is found damaged, a resume goes on from the one before
     keep: int = Field(
         2, ge=1, description="number of latest checkpoints to keep, in addition to the best one"
     )
+    # the mean of both recalls: weighted recall alone would choose a model that forgets rare
+    # behaviors
     select: Literal["rec_mean", "rec_w", "rec_m", "ndcg@3", "cross_entropy", "last"] = Field(
         "rec_mean",
         description=(
@@ -112,6 +120,7 @@ class DecisionSettings(Settings):
         "rec_m", description="what the thresholds maximize: macro recall, or macro F1"
     )
     keep: float = Field(0.99, ge=0, le=1, description="share of the weighted recall to preserve")
+    # of fewer targets a threshold would learn their chance
     min_targets: int = Field(
         20,
         ge=1,

@@ -27,6 +27,7 @@ from behavegpt.training.ranks import tell_ranks
 from behavegpt.training.settings import TrainSettings
 from behavegpt.training.sharding import sharding_asked
 
+# of accelerate, those that `spread` in sharding.py knows
 STRATEGIES = (
     DistributedType.NO,
     DistributedType.MULTI_GPU,
@@ -58,6 +59,7 @@ def make_accelerator(train: TrainSettings) -> Accelerator:
     sharding_asked()
     tell_ranks(accelerator)
 
+    # after all that may be refused: a tracker's run cannot be taken back
     if train.wandb:
         accelerator.init_trackers(train.wandb, config=train.model_dump(mode="json"))
     return accelerator
@@ -151,6 +153,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
     """
     names = set(model._no_split_modules or ())
     blocks = [module for module in model.modules() if type(module).__name__ in names]
+    # in place: a wrapper would change the names of the weights
     for module in blocks or [model]:
         module.compile()
 
@@ -184,6 +187,7 @@ def training_batches(
     return TrainingBatches(
         store,
         max_length=config.max_length,
+        # rounded up: the smallest step has a row
         rows_per_step=-(-wanted // row_length_for(config.max_length)),
         seed=train.seed,
         fields=BatchFields(
@@ -199,6 +203,7 @@ def reporter(show: Callable[[int, str], None]) -> Callable[[int, dict[str, float
 
     def report(step: int, record: dict[str, float]) -> None:
         nonlocal rate
+        # not every step measures it: the last rate stays
         if "events_per_second" in record:
             rate = f"{record['events_per_second']:,.0f} events/s"
         show(step, f"loss {record['cross_entropy']:.3f} · {rate}")

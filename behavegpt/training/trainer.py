@@ -105,6 +105,7 @@ class Trainer(OptimizerSteps):
         if self.signal is not None:
             self._end_by(self.signal)
         best = self.progress.best_step
+        # None: nothing was judged, and the last weights are the result
         self.run.record["best_step"] = self.progress.step if best is None else best
         self.run.record["stopped"] = self.progress.stopped
 
@@ -131,6 +132,7 @@ class Trainer(OptimizerSteps):
         if self.accelerator.is_main_process:
             if state is not None:
                 self.saved.load_state_dict(state)
+            # the last weights are in memory already
             if progress.best_step not in (None, progress.step):
                 best = load_checkpoint(self.run.checkpoints / f"step_{progress.best_step:08d}")
                 self.saved.load_state_dict(best.model)
@@ -242,6 +244,7 @@ class Trainer(OptimizerSteps):
             self.progress.stopped = None
 
         if self.accelerator.is_main_process:
+            # a run that was killed had gone on behind its last checkpoint
             self.run.journal.truncate_after(self.progress.step)
             forget_after(self.run.checkpoints, self.progress.step)
             tidy(
@@ -257,6 +260,7 @@ class Trainer(OptimizerSteps):
         if not figures:  # no validation events: the last weights are the result
             return False
 
+        # also those that cannot be chosen: the curve is of the whole run
         self._log({"kind": "valid", "step": step, **figures})
 
         # before `start` the loss is not yet what it will be, so its best model does not count

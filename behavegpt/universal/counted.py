@@ -9,7 +9,6 @@ FOLDER/users.*                    states, see `data/state_files.py`
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -32,10 +30,9 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.state_files import REMEDY, KeptStates, read_states, write_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import StatesOfHistories, StateSpec, UserState, identity
-from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.ingest.events import read_events
 from behavegpt.ingest.users import Users
+from behavegpt.ingest.whole_log import encode_whole, usable_events
 from behavegpt.timing.files import load_gaps, save_gaps
 from behavegpt.timing.fit import fit_histories
 from behavegpt.timing.gaps import Gaps
@@ -59,6 +56,7 @@ class Asked:
     rejected: dict[str, int] = field(default_factory=dict)
 
 
+# frozen: predictors share it, and another `given` makes another one
 @dataclass(frozen=True)
 class CountedLog:
     """A counted log: of a log itself with its histories, from a folder with the states of its
@@ -155,8 +153,10 @@ class CountedLog:
     def spec(self) -> StateSpec:
         """What a state holds: the counts alone; its experts are judged by what all tables say."""
         slot_minutes = self.tokenizer.event_schema.slot_minutes
+        # no user is held out: all tables speak of everybody
         edges = np.zeros(FOLDS, np.int64)
         counts = Counts(self.tables, self.shares, edges, slot_minutes, self.given)
+        # a state counted with a time given means other contexts
         text = " ".join([self.tokenizer.hash, *self.given])
         return StateSpec(identity(text, self.tables), counts)
 
@@ -176,12 +176,9 @@ def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> Co
     """
     check_schema(given, schema)
     refuse_baskets(schema, "the universal model")
-    read = read_events(logs, schema)
-    rejected = collections.Counter(read.rejects["reason"].to_pylist())
-    if not len(read.table):
-        reasons = ", ".join(f"{n} rows: {reason}" for reason, n in rejected.items()) or "no rows"
-        raise DataError(f"no usable event to count ({reasons}).")
-    return count_table(read.table, schema, given, rejected)
+    # no training split: nothing is held out of a log that is only counted
+    table, rejected = usable_events(logs, schema)
+    return count_table(table, schema, given, rejected)
 
 
 def count_table(
@@ -191,14 +188,7 @@ def count_table(
     rejected: Mapping[str, int] | None = None,
 ) -> CountedLog:
     """Count events as `read_events` gives them, all of them past and at least one."""
-    # all of the log is past, so its labels are all the labels there are
-    vocabulary = {}
-    for name in schema.label_columns:
-        counts = pc.value_counts(table[name].drop_null().combine_chunks())
-        vocabulary[name] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
-
-    tokenizer = EventTokenizer(schema, vocabulary)
-    return _count(tokenizer, tokenizer.encode_table(table, rejected), given)
+    return _count(*encode_whole(table, rejected or {}, schema), given)
 
 
 def _count(
@@ -206,6 +196,7 @@ def _count(
 ) -> CountedLog:
     """The tables and shares of encoded histories, all of whose events count."""
     columns = memory_columns(encoded.columns, tokenizer.event_schema.slot_minutes)
+    # every event: there is no later split whose answers the counts could give away
     used = np.ones(len(columns.time), bool)
     reader = make_reader(columns, encoded.offsets, used, tokenizer.behaviors.classes, given)
     return CountedLog(tokenizer, reader.tables, reader.shares, encoded, given=given)
@@ -215,6 +206,7 @@ def write_counted(log: CountedLog, folder: Path, states: Iterable[UserState]) ->
     """Write labels, tables and states into a folder that is sealed afterwards."""
     log.tokenizer.save(folder)
     arrays = {name: np.ascontiguousarray(values) for name, values in _arrays(log).items()}
+
     save_file(arrays, folder / TABLES)
     write_states(folder, list(states), log.spec)
     # a short log, or a folder of an earlier version, has no times
@@ -231,8 +223,10 @@ def read_counted(folder: Path) -> CountedLog:
     """What `write_counted` wrote. Raises CheckpointError."""
     try:
         tokenizer = EventTokenizer.from_pretrained(str(folder))
+        # copies: states are told apart by the tables' bytes, and the file may be replaced
         arrays = {name: array.copy() for name, array in load_file(folder / TABLES).items()}
         shares = arrays.pop("shares")
+        # absent in folders of earlier versions
         known = arrays.pop("given", np.zeros(len(GIVEN), bool))
         given = tuple(name for name, there in zip(GIVEN, known, strict=True) if there)
         log = CountedLog(tokenizer, Tables(**arrays), shares, given=given)
@@ -248,6 +242,7 @@ def read_counted(folder: Path) -> CountedLog:
 def _arrays(log: CountedLog) -> dict[str, np.ndarray]:
     """What tables.safetensors holds, by name."""
     arrays = log.tables._asdict() | {"shares": log.shares}
+    # only then, so that folders without it stay the same to the byte
     if log.given:
         arrays["given"] = np.array([name in log.given for name in GIVEN])
     return arrays

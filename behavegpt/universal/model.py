@@ -57,6 +57,7 @@ class UniversalModel:
     def vectors(self, memory: Memory, tables: Tables, part: str) -> torch.Tensor:
         """Vectors (N, D): `last`, the mixer's hidden units, or `behaviors`, log-probabilities of
         what follows."""
+        # knows no label, so that vectors of different logs are of one kind
         if part == "last":
             return self.mixer.situation(memory, len(tables.prior))
         return self.logits(memory, tables).log_softmax(1)
@@ -76,9 +77,11 @@ def save_universal(model: UniversalModel, folder: Path) -> None:
 def write_universal(model: UniversalModel, folder: Path) -> None:
     """Write weights and description into a folder that is sealed afterwards."""
     shape = {
+        # read off the weights, so that the file cannot say anything else than they do
         "hidden_size": model.mixer.gate.in_features,
         "summary_size": model.mixer.summary.out_features,
     }
+    # safetensors writes no views
     weights = {name: tensor.contiguous() for name, tensor in model.mixer.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
 
@@ -88,6 +91,7 @@ def write_universal(model: UniversalModel, folder: Path) -> None:
 
 def refuse_used(folder: Path) -> None:
     """Raise ConfigError for a folder that holds anything but a universal model."""
+    # by the description: weights alone may be anybody's
     is_ours = (folder / DESCRIPTION).is_file()
     is_empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not is_ours and not is_empty:

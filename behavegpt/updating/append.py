@@ -5,10 +5,8 @@ Shapes: E old and N new events, U users of both.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,27 +20,12 @@ from behavegpt.data.reencode import replace_counts, training_counts
 from behavegpt.data.store import SPLITS, TRAIN, VALID, EventStore, Manifest, open_store
 from behavegpt.data.ties import count_ties
 from behavegpt.data.times import MICROS
-from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary
-from behavegpt.errors import DataError
 from behavegpt.ingest.buckets import smallest_dtype
-from behavegpt.ingest.histories import as_logs
-from behavegpt.ingest.sources import check_columns, find_logs
-from behavegpt.ingest.user_table import UserTable
 from behavegpt.io import write_json
 from behavegpt.ragged import ranges
+from behavegpt.updating.new_events import NewEvents
 from behavegpt.updating.settings import UpdateSettings
-
-
-class NewEvents(NamedTuple):
-    """What a log holds."""
-
-    name: str  # of the log
-    table: pa.Table  # as `read_events` gives it
-    rejected: dict[str, int]  # reason -> rows
-    digest: str  # SHA-256 of the table: the same log again is known by it
-    late: int = 0  # events that were left out
-    users: UserTable | None = None  # what is known of the users
 
 
 class Appended(NamedTuple):
@@ -51,89 +34,6 @@ class Appended(NamedTuple):
     store: EventStore
     is_new: np.ndarray  # (E + N,) bool
     new_users: int
-
-
-def last_time(store: EventStore) -> int:
-    """Epoch seconds of the last event of a prepared folder."""
-    return int(np.asarray(store.columns["time"]).max()) + store.manifest.time_origin
-
-
-def read_new(
-    logs: Any, store: EventStore, columns: dict[str, Any], users: Any, allowed: float
-) -> NewEvents:
-    """Read a log with the store's columns, or with those that `columns` names, and a table of the
-    users' features, if there is one.
-
-    Raises DataError for a column that is missing, and where more than the share `allowed` of the
-    rows cannot be used.
-    """
-    tokenizer = EventTokenizer.from_store(store, 1).reading(columns)
-    schema = tokenizer.event_schema
-    found = find_logs(as_logs(logs, schema))
-    check_columns(found, schema.roles)
-
-    if users is not None:
-        tokenizer = tokenizer.with_features(users)
-    read = tokenizer.read(found, warn=False)
-    _check_rejects(found.name, read.rejects, len(read.table), allowed)
-    rejected = dict(Counter(read.rejects["reason"].to_pylist()))
-
-    table = read.table.combine_chunks()
-    digest = hashlib.sha256()
-    for batch in table.to_batches():
-        digest.update(batch.serialize())
-    return NewEvents(found.name, table, rejected, digest.hexdigest(), users=tokenizer.users)
-
-
-def only_later(new: NewEvents, store: EventStore, late: str) -> NewEvents:
-    """The events that are later than the store's last one. Raises DataError for others, unless
-    they are to be dropped, and where nothing is left."""
-    last = last_time(store)
-    seconds = new.table["time"].to_numpy() // MICROS  # (n,)
-    is_late = seconds <= last
-    if is_late.any() and late == "refuse":
-        raise DataError(_late_events(new, is_late, last))
-    if is_late.all():
-        raise DataError(
-            f"{new.name}: no event is later than {moment(last)}, the last one seen; name "
-            "a log of later events."
-        )
-    return new._replace(table=new.table.filter(pa.array(~is_late)), late=int(is_late.sum()))
-
-
-def moment(seconds: int) -> str:
-    """Epoch seconds as text, UTC."""
-    return f"{np.datetime64(seconds, 's')!s}".replace("T", " ") + " UTC"
-
-
-def _check_rejects(name: str, rejects: pa.Table, accepted: int, allowed: float) -> None:
-    """Raise DataError where more than the share `allowed` of a log cannot be used."""
-    bad = len(rejects)
-    if bad <= allowed * (accepted + bad) and accepted:
-        return
-    if not bad:
-        raise DataError(f"{name}: no rows; name logs that contain events.")
-    first = rejects.slice(0, 1).to_pylist()[0]
-    reason = first.pop("reason")
-    first.pop("file", None)
-    shown = ", ".join(f"{column} = {str(value)[:60]!r}" for column, value in first.items())
-    raise DataError(
-        f"{name}: {bad:,} of {accepted + bad:,} rows cannot be used ({bad / (accepted + bad):.1%}, "
-        f"allowed {allowed:.1%}), the first one since {reason}: {shown}. Mend the rows, name the "
-        "right columns, or allow more with --max-reject-share."
-    )
-
-
-def _late_events(new: NewEvents, is_late: np.ndarray, last: int) -> str:
-    """The error for events that are not later than the last one seen."""
-    first = int(np.flatnonzero(is_late)[0])
-    user, when = new.table["user"][first].as_py(), new.table["time"][first].as_py() // MICROS
-    return (
-        f"{new.name}: {int(is_late.sum()):,} of {len(is_late):,} events are not later than "
-        f"{moment(last)}, the last one seen (user {user!r} at {moment(when)}, for example): they "
-        "are known already, or come too late to be predicted. Cut the log there, or leave such "
-        "events out with --late drop."
-    )
 
 
 def append(
@@ -162,13 +62,7 @@ def append(
     for name, labels in _features(store, events, users, place).items():
         table = table.append_column(name, labels.take(pa.array(user)))
 
-    # each user's new events come behind the old ones
-    old = np.zeros(len(users), np.int64)
-    old[place] = np.diff(store.offsets)
-    new = np.bincount(user, minlength=len(users))
-    offsets = np.concatenate([[0], np.cumsum(old + new)])  # (U + 1,)
-    to_old = ranges(offsets[place], np.diff(store.offsets))  # (E,) where the old ones go
-    to_new = ranges(offsets[:-1] + old, new)  # (N,)
+    offsets, to_old, to_new = _places(store.offsets, place, np.bincount(user, minlength=len(users)))
 
     draw = np.random.default_rng(seed).random(len(users))
     split = np.where(draw[user] < settings.held_out, VALID, TRAIN)  # (N,)
@@ -176,10 +70,7 @@ def append(
         field: _grown(known, table[field], settings.min_count)
         for field, known in store.vocabulary.items()
     }
-    seconds = table["time"].to_numpy() // MICROS
-    added = {"time": seconds - store.manifest.time_origin, "split": split}
-    added |= {name: table[name].to_numpy() for name in ("weekday", "slot")}
-    added |= {field: known.encode(table[field]) for field, known in vocabulary.items()}
+    added = {"split": split, **_encoded(table, store.manifest.time_origin, vocabulary)}
 
     (folder / "columns").mkdir(parents=True)
     write_array(folder / "columns" / "offsets.npy", offsets)
@@ -188,13 +79,38 @@ def append(
 
     ties = store.manifest.ties
     if ties is not None:
-        ties += count_ties({"user": user, "time": seconds})
+        ties += count_ties({"user": user, "time": added["time"]})
     manifest = _write_manifest(store, folder, users, vocabulary, columns, ties)
     assert manifest.events == len(to_old) + len(to_new)
 
     is_new = np.zeros(manifest.events, bool)
     is_new[to_new] = True
     return Appended(open_store(folder), is_new, len(users) - len(old_users))
+
+
+def _places(
+    before: np.ndarray, place: np.ndarray, new: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offsets (U + 1,) of the users together, and where the old events (E,) and the new ones (N,)
+    go: `before` (old users + 1,) offsets, `place` (old users,) of them among all, `new` (U,) events
+    of each."""
+    length = np.diff(before)
+    old = np.zeros(len(new), np.int64)
+    old[place] = length
+
+    # each user's new events come behind the old ones: only_later has seen to it that they are
+    offsets = np.concatenate([[0], np.cumsum(old + new)])
+    return offsets, ranges(offsets[place], length), ranges(offsets[:-1] + old, new)
+
+
+def _encoded(
+    table: pa.Table, origin: int, vocabulary: dict[str, Vocabulary]
+) -> dict[str, np.ndarray]:
+    """The columns (N,) of new events as a prepared folder holds them, but for their split; times in
+    seconds from its `origin`."""
+    columns = {"time": table["time"].to_numpy() // MICROS - origin}
+    columns |= {name: table[name].to_numpy() for name in ("weekday", "slot")}
+    return columns | {field: known.encode(table[field]) for field, known in vocabulary.items()}
 
 
 def _write_columns(

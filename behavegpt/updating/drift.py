@@ -24,6 +24,7 @@ from behavegpt.model import BehaveGPTForBehaviorPrediction
 from behavegpt.training.evaluate import ScoredBatch, evaluate
 
 COUNTS = "user_recent"  # decayed counts of the user's own past, see baselines/counts.py
+
 CUT = 3  # of NDCG
 UNNAMED = 1 << 40  # rank of a behavior that a model does not know
 
@@ -159,6 +160,7 @@ def _by_day(
     """Targets and recall of each model on each day of the schema's zone; `asked` (n,) rows, of
     which the models name those with a known behavior."""
     seconds = np.asarray(store.columns["time"])[asked].astype(np.int64)
+
     # days as the users live them, not UTC's
     days = zone(store.schema.tz).wall(seconds + store.manifest.time_origin) // DAY  # (n,)
     found, place = np.unique(days, return_inverse=True)

@@ -58,6 +58,7 @@ def grow(old: Trained, store: EventStore) -> tuple[Trained, EventStore]:
     config = target_config(old.model.config, tokenizer, None, read)
     config.retired = old.model.config.retired  # ids stay what they are
     model = BehaveGPTForBehaviorPrediction(config)
+
     model.set_prior(torch.tensor(encoded.behaviors.counts))
     if config.memory:
         model.counts = count_store(encoded, in_order(config.given or ()))
@@ -96,6 +97,7 @@ class UpdateBatches(TrainingBatches):
         held = np.cumsum(earlier.length[order])
         drawn = earlier.take(order[: int(np.searchsorted(held, wanted))])
 
+        # in one plan: each step has new and earlier events in about the drawn share
         both = Windows(
             *(np.concatenate(pair) for pair in zip(_parts(new), _parts(drawn), strict=True))
         )
@@ -145,6 +147,7 @@ def train(
         model, loss, store, train, RunFolder(accelerator), attention=run.attention, batches=batches
     )
     model.train()
+    # the last tenth: the first losses are those of the model before
     last: list[float] = []
     with progress("update", settings.steps) as show:
         for step in range(settings.steps):

@@ -37,7 +37,7 @@ from behavegpt.training.journal import LOCK
 from behavegpt.training.model_folder import Trained, open_model, save_model
 from behavegpt.training.settings import RunSettings
 from behavegpt.training.setup import make_accelerator
-from behavegpt.updating.append import Appended, NewEvents, append, moment, only_later, read_new
+from behavegpt.updating.append import Appended, append
 from behavegpt.updating.drift import (
     COUNTS,
     Scored,
@@ -49,6 +49,7 @@ from behavegpt.updating.drift import (
     with_split,
 )
 from behavegpt.updating.learn import grow, train
+from behavegpt.updating.new_events import NewEvents, moment, only_later, read_new
 from behavegpt.updating.result import UpdateResult
 from behavegpt.updating.settings import UpdateSettings
 from behavegpt.updating.versions import MODEL, ROWS, STATES, Versions
@@ -182,6 +183,7 @@ class _Update(NamedTuple):
     def carry_out(self, before: Trained, past: EventStore, new: NewEvents) -> dict[str, Any]:
         """Write data, model and rows; returns the row of this update."""
         rows = self.versions.rows()
+        # the folder of this version is there already, so its number is the last
         number, asked = self.versions.numbers[-1] + 1, self.asked
         began = datetime.datetime.now(datetime.UTC)
         # a tracker would take each update for a run of its own
@@ -212,6 +214,7 @@ class _Update(NamedTuple):
         row["settings"] = asked.model_dump(mode="json")
         row["version"] = behavegpt.__version__
         ended = datetime.datetime.now(datetime.UTC)
+
         row["seconds"] = round((ended - began).total_seconds(), 1)
         lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in (*rows, row))
         write_text(self.folder / ROWS, "".join(lines))

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from behavegpt.data.label_texts import TEXT_RULES
-from behavegpt.data.labels import RULES, choose_rule, common_rules, infer_rules
+from behavegpt.data.label_texts import TEXT_RULES, infer_rules
+from behavegpt.data.labels import RULES, choose_rule, common_rules
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EventTokenizer
 from behavegpt.data.vocabulary import UNKNOWN, Vocabulary

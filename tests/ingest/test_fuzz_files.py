@@ -29,7 +29,7 @@ from behavegpt.ingest.prepare import prepare
 from behavegpt.ingest.sources import find_logs
 from tests.ingest.test_fuzz import KINDS, MOMENTS, TEXTS, column
 
-QUICK, LONG = 100, 3000
+QUICK, LONG = 60, 3000
 NAMES = ("user", "time", "event", "place", "n", "other", "geo.city")
 SCHEMA = EventSchema(user="user", time="time", event="event")
 VALUES: list[Any] = [

@@ -65,7 +65,8 @@ def test_intervals_cover_as_often_as_they_say(noise, outliers):
 
 
 def test_intervals_shrink_with_the_noise():
-    widths = [fit_rows(planted_rows(0, noise)).alpha for noise in (0.001, 0.01)]
+    few = Bootstrap(draws=100)
+    widths = [fit_rows(planted_rows(0, noise), how=few).alpha for noise in (0.001, 0.01)]
     assert widths[1].high - widths[1].low > 4 * (widths[0].high - widths[0].low)
 
 
@@ -88,7 +89,7 @@ def test_good_rows_raise_no_doubt(fit):
     ],
 )
 def test_what_rows_cannot_tell_is_said(changes, message):
-    found = fit_rows(planted_rows(3, **changes)).warnings
+    found = fit_rows(planted_rows(3, **changes), how=Bootstrap(draws=100)).warnings
     assert any(message in text for text in found), found
 
 
@@ -271,7 +272,7 @@ def test_too_few_rows_are_refused():
 
 def test_operations_are_taken_from_the_rows():
     rows = [{**row, "flops": 3 * row["params"] * row["events"]} for row in planted_rows(0)]
-    half = fit_rows(rows)
+    half = fit_rows(rows, how=Bootstrap(draws=10))
     assert half.flops_per_param == pytest.approx(3)
     assert half.range["flops"][1] == pytest.approx(3 * 1e6 * 2e6)
 
