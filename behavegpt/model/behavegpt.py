@@ -170,11 +170,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def run(self, events: Events, request: Request, keep_states: bool = False) -> BehaviorOutput:
         """The three steps on the events of a batch."""
         encoded = self.hidden(events, keep_states)
-        output = BehaviorOutput(
-            last_hidden_state=encoded.hidden,
-            hidden_states=encoded.states,
-            past_key_values=events.cache,
-        )
+        output = BehaviorOutput(last_hidden_state=encoded.hidden, hidden_states=encoded.states)
+        # not an argument above: transformers 5.24 renames it
+        output.past_key_values = events.cache
 
         labels, select, criterion = request.labels, request.select, request.criterion
         if labels is not None and criterion is not None and events.cache is None:
