@@ -24,6 +24,7 @@ _PUBLIC = {
     "Predictor": "behavegpt.predictor",
     "load": "behavegpt.loading",
     "fit": "behavegpt.fitting",
+    "forecast": "behavegpt.horizon.forecast",
     "probe": "behavegpt.probing.run",
     "finetune_label": "behavegpt.labeling.run",
     "load_label": "behavegpt.labeling.predictor",

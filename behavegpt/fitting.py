@@ -131,11 +131,12 @@ class FittedPredictor(Predictor):
         save_thresholds(self.thresholds, self.tokenizer, self.run / "model")
         return self
 
-    def report(self) -> Report:
-        """Write RUN/report.html and the model card; evaluates first if needed."""
+    def report(self, names: Mapping[str, str] | None = None) -> Report:
+        """Write RUN/report.html and the model card; evaluates first if needed. `names`: label ->
+        readable name, for events and behaviors."""
         if not (self.run / "eval" / "metrics.json").exists():
             self.evaluate()
-        path = write_report(self.run)
+        path = write_report(self.run, names)
         write_model_card(self.run, self.data)
         return Report(path)
 

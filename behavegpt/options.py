@@ -148,6 +148,19 @@ class WhenOptions(Settings):
     )
 
 
+class ForecastOptions(Settings):
+    """Of what users do in the days to come."""
+
+    days: Annotated[Whole, Field(ge=1, le=28)] = Field(7, description="how far the forecast goes")
+    top_k: Annotated[Whole, Field(ge=1)] = Field(
+        10, description="events for each user, the most probable ones"
+    )
+    least: Annotated[Real, Field(ge=0, le=1)] = Field(
+        0.0, description="leave out events that are less probable within a day of their time"
+    )
+    seed: Annotated[Whole, Field(ge=0)] = Field(0, description="of the moments that are learned")
+
+
 class ExplainOptions(PredictOptions):
     """Of the reasons of the most probable next behavior."""
 

@@ -8,6 +8,7 @@ plots_evaluation.py
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ from behavegpt.result_files import read_json
 from behavegpt.training.journal import read_journal
 
 
-def draw_all(run: Path) -> list[Path]:
+def draw_all(run: Path, named: Callable[[str], str] = str) -> list[Path]:
     """Draw into RUN/figs every figure whose result file is there; returns their paths in the order
-    of a report."""
+    of a report. `named` gives what is shown for a label."""
     # source, figure, what draws it
     figures: list[tuple[str, str, Callable[[Path, Path], Path]]] = [
         ("log.jsonl", "loss.png", loss_curve),
@@ -46,7 +47,7 @@ def draw_all(run: Path) -> list[Path]:
         ("eval/metrics.json", "recall_by_decile.png", recall_by_decile),
         ("eval/per_behavior.csv", "per_behavior.png", per_behavior),
         ("eval/metrics.json", "calibration.png", calibration),
-        ("eval/confusion.json", "confusion.png", confusion),
+        ("eval/confusion.json", "confusion.png", partial(confusion, named=named)),
     ]
     paths = []
     for source, name, draw in figures:

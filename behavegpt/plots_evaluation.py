@@ -8,6 +8,7 @@ RUN/eval/per_behavior.csv -> per_behavior.png
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,11 @@ def calibration(metrics: Path, out: Path) -> Path:
     return out
 
 
-def confusion(counts: Path, out: Path) -> Path:
-    """Share of each true behavior (row) that was predicted as each behavior (column), in
-    percent."""
+def confusion(counts: Path, out: Path, named: Callable[[str], str] = str) -> Path:
+    """Share of each true behavior (row) that was predicted as each behavior (column), in percent;
+    `named` gives what is shown for a label."""
     table = read_json(counts, "labels", "counts")
-    labels = [short(label) for label in table["labels"]]
+    labels = [short(named(label)) for label in table["labels"]]
     matrix = np.asarray(table["counts"], dtype=np.float64)
     total = matrix.sum(axis=1, keepdims=True)
     # a behavior without targets has no shares

@@ -19,7 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from behavegpt.baselines.approximate.upc_sdg import UPCSettings, upc_sdg
 from behavegpt.baselines.history_density import history_density
 from behavegpt.config import read_settings
 from behavegpt.data.loader import columns_of
+from behavegpt.data.memory_columns import Columns, memory_columns, store_columns
 from behavegpt.data.store import TEST, TRAIN, EventStore, open_store
 from behavegpt.data.times import DAY, zone
 from behavegpt.data.tokenizer import EncodedHistories
@@ -42,6 +43,7 @@ from behavegpt.generation.result import Generated
 from behavegpt.generation.rollout import roll_out
 from behavegpt.generation.settings import GenerationSettings
 from behavegpt.grid import Grid, Row, Run, append_row, made_once, mean_and_deviation, read_rows
+from behavegpt.horizon.learn import expected_of, learn, moments_at
 from behavegpt.metrics import generation as metrics
 from behavegpt.metrics import horizon
 from behavegpt.metrics.generation import Sequences
@@ -53,7 +55,9 @@ from behavegpt.trained_folder import load
 
 MODEL = "behavegpt"
 REAL, HALVES = "real", "real, half against half"
-DENSITY = "history density"  # of forecasts alone: it draws no sequences
+# of forecasts alone: they draw no sequences
+DENSITY, FORECAST = "history density", "forecast"
+LIKELY = 0.5  # probability within a day of an event that counts as said
 # trained on the spot, on as many events: name -> generator and its settings
 LEARNED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "seqgan": (seqgan, SeqGANSettings),
@@ -366,6 +370,8 @@ def runs(store: EventStore, task: Task, arguments: argparse.Namespace) -> Iterat
     yield Run({"generator": DENSITY, "seed": 0}, partial(density_row, store, task, known))
 
     for seed in arguments.seeds:
+        row = {**known, "generator": FORECAST, "seed": seed}
+        yield Run({"generator": FORECAST, "seed": seed}, partial(forecast_row, store, task, row))
         for name in arguments.generators:
             # other options of the model are rows of their own
             label = f"{name} {' '.join(arguments.options)}".strip() if name == MODEL else name
@@ -391,6 +397,34 @@ def density_row(store: EventStore, task: Task, known: Row) -> Iterator[Row]:
     figures = {"otd": horizon.otd(task.timeline, forecast, len(task.real))}
     figures |= horizon.t_map(task.timeline, forecast, store.behaviors.classes)
     yield {**known, "generator": DENSITY, "seed": 0, **figures}
+
+
+def forecast_row(store: EventStore, task: Task, row: Row) -> Iterator[Row]:
+    """The forecast that is learned from all events before the test split."""
+    past = np.asarray(store.columns["split"]) != TEST
+    columns = Columns(*(column[past] for column in store_columns(store)))
+    offsets = np.append(0, np.cumsum(past))[store.offsets]
+    classes = store.behaviors.classes
+    days = int(horizon.HORIZON)
+    began = time.process_time()
+    forecaster = learn(columns, offsets, store.schema, classes, days, seed=row["seed"])
+
+    # asked at each user's last event, as the others are
+    histories = task.histories.columns
+    histories = histories | {"behavior": histories.get("behavior", histories["event"])}
+    asked = memory_columns(histories, store.schema.slot_minutes)
+    offsets, users = task.histories.offsets, np.arange(len(task.real))
+    now = asked.time[offsets[1:] - 1].astype(np.int64)
+    moments = moments_at(asked, offsets, users, now, store.schema)
+    expected, chances = expected_of(forecaster, asked, moments, days)
+
+    score = chances.mean(axis=1).astype(float)
+    forecast = Timeline(expected.moment, expected.behavior, expected.days, score)
+    said = chances[:, -1] >= LIKELY
+    certain = Timeline(*(column[said] for column in astuple(forecast)))
+    figures = {"otd": horizon.otd(task.timeline, certain, len(task.real))}
+    figures |= horizon.t_map(task.timeline, forecast, classes)
+    yield {**row, **figures, "cpu_seconds": round(time.process_time() - began, 1)}
 
 
 def rows_of(

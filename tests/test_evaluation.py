@@ -31,7 +31,7 @@ from tests.test_plots import fake_run
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds and is tested elsewhere."""
-    monkeypatch.setattr(plots, "draw_all", lambda run: [])
+    monkeypatch.setattr(plots, "draw_all", lambda run, named: [])
 
 
 def predictor_for(store: EventStore) -> Predictor:

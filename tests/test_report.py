@@ -17,6 +17,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from behavegpt import plots, report
+from behavegpt.cli import main
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.store import Manifest
 from behavegpt.data.vocabulary import Vocabulary
@@ -234,6 +235,34 @@ def test_intervals_and_examples_by_behavior_are_on_the_page(tmp_path: Path) -> N
     assert "wrong, for example: user u8" in text
 
 
+def test_names_stand_for_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In examples and in the table of behaviors, escaped; labels that share a name are told
+    apart."""
+    run = fake_run(tmp_path / "run")
+    example = {
+        "user": "u7",
+        "history": [["Mon 2024-01-01 10:00", "22423", "Café & Bar no. 1"]],
+        "predicted": [["Café & Bar no. 1", 0.61], ["Café & Bar no. 2", 0.2]],
+        "actual": "Café & Bar no. 2",
+    }
+    found = {"examples": [example], "by_behavior": {"Café & Bar no. 0": [example]}}
+    (run / "eval" / "examples.json").write_text(json.dumps(found))
+    names = tmp_path / "names.csv"
+    names.write_text(
+        "code,name\n22423,<b>cake</b>\nCafé & Bar no. 0,Inn\n"
+        "Café & Bar no. 1,Pub\nCafé & Bar no. 2,Pub\n",
+        encoding="utf-8",
+    )
+    assert main(["report", str(run), "--names", str(names)]) == 0
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;cake&lt;/b&gt;" in text and "<b>" not in text and "22423" not in text
+    assert "<summary>Inn</summary>" in text
+    assert "Pub (Café &amp; Bar no. 1) 61 %, Pub (Café &amp; Bar no. 2) 20 %" in text
+    names.write_text("a,b,c\n1,2,3\n")
+    assert main(["report", str(run), "--names", str(names)]) == 2
+    assert "3 columns (a, b, c); write two columns, a label and its" in capsys.readouterr().err
+
+
 def test_groups_stand_beside_the_best_other_model() -> None:
     line = {"group": "<at>", "rows": 1200, "users": 7}
     line |= {"rec_w": {"behavegpt": 0.5, "markov": 0.25, "counts": 0.4}}
@@ -383,7 +412,7 @@ def rendered(markdown: str) -> Page:
 def test_no_label_becomes_a_link_or_a_tag_of_a_card(
     evil: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "draw_all", lambda run: [])
+    monkeypatch.setattr(plots, "draw_all", lambda run, named: [])
     run = fake_run(tmp_path / "shop")
     facts = json.loads((run / "run.json").read_text())
     facts["config"]["loss"]["name"] = facts["command"] = evil

@@ -14,6 +14,7 @@ import re
 import resource
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -27,13 +28,22 @@ CELL_SECONDS = 1200
 QUIET = {"HF_HUB_OFFLINE": "1", "COLUMNS": "130", "PYTHONWARNINGS": "ignore"}
 
 
-def run(path: Path) -> tuple[nbformat.NotebookNode, float]:
-    """The notebook with its outputs, and its CPU seconds. Raises CellExecutionError."""
-    notebook = nbformat.read(path, as_version=4)
+def run(
+    path: Path, changes: Mapping[str, str] | None = None, commands: Path | None = None
+) -> tuple[nbformat.NotebookNode, float]:
+    """The notebook with its outputs, and its CPU seconds. Raises CellExecutionError.
+
+    `changes` (text of the code -> other text) make it smaller for tests; `commands` is a folder
+    whose programs come first.
+    """
+    notebook = changed(nbformat.read(path, as_version=4), changes or {})
     with tempfile.TemporaryDirectory() as folder:
+        binaries = Path(sys.executable).parent
         # `!behavegpt` is the command of this environment and this checkout
         added = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(
+                [*([str(commands)] if commands else []), str(binaries), os.environ["PATH"]]
+            ),
             "PYTHONPATH": str(FOLDER.parent),
             "BEHAVEGPT_CACHE": str(Path(folder, "cache")),
         }
@@ -42,6 +52,17 @@ def run(path: Path) -> tuple[nbformat.NotebookNode, float]:
         client = NotebookClient(notebook, timeout=CELL_SECONDS, resources=resources)
         client.execute(env=os.environ | QUIET | added)
         return tidy(notebook, folder), cpu_seconds() - began
+
+
+def changed(notebook: nbformat.NotebookNode, changes: Mapping[str, str]) -> nbformat.NotebookNode:
+    """The notebook with other text in its code. Raises ValueError for text that is not there."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for old, new in changes.items():
+        if not any(old in cell.source for cell in cells):
+            raise ValueError(f"no cell contains {old!r}")
+        for cell in cells:
+            cell.source = cell.source.replace(old, new)
+    return notebook
 
 
 def cpu_seconds() -> float:

@@ -144,7 +144,57 @@ def losses_table(split: str) -> str:
     return markdown(head, lines)
 
 
+FORECASTS = {  # generator in the rows -> in the table
+    "forecast": "`behavegpt forecast`",
+    "history density": "history density",
+    "repeat_window": "the user's last 50 events again",
+    "user_by_hour": "drawn from the user's events at that hour",
+    "behavegpt": "BehaveGPT, one drawn future",
+}
+
+
+def forecast_table() -> str:
+    """What happens in seven days, and when: T-mAP by behavior and by event."""
+    logs = {"newyork": "New York", "jakarta": "Jakarta", "git": "git activity"}
+    found = {log: read_rows(RESULTS / f"generation_{log}.jsonl") for log in logs}
+    lines = []
+    for generator, title in FORECASTS.items():
+        cells = []
+        for rows in found.values():
+            values = [row for row in rows if row["generator"] == generator and "t_map" in row]
+            figures = (
+                mean_and_deviation((row[name] for row in values), 3).replace("0.", ".")
+                for name in ("t_map", "t_map_w")
+            )
+            cells.append(f"{' / '.join(figures)} ({len(values)})" if values else "-")
+        lines.append([title, *cells])
+    return markdown(["forecast (seeds)", *logs.values()], lines)
+
+
+def scaling_table() -> str:
+    """Loss of each size by training events, without and with the memory; git activity."""
+    lines, sizes = [], []
+    for kind, name in (("plain", "scaling_git"), ("memory", "scaling_git_memory")):
+        rows = [row for row in read_rows(RESULTS / f"{name}.jsonl") if row["status"] == "done"]
+        losses: dict[tuple[int, str], dict[int, float]] = {}
+        by_size = sorted(rows, key=lambda row: row["params_without_embeddings"])
+        # no blocks first: the others are read beside them
+        for row in sorted(by_size, key=lambda row: not row["shape"].endswith("x0")):
+            shape = (row["params_without_embeddings"], row["shape"])
+            # a subset ends with a whole user: the size that was asked for is in the name
+            asked = float(row["run"].split("_e")[1].split("_")[0])
+            losses.setdefault(shape, {})[round(asked)] = row["loss"]
+        sizes = sorted({size for found in losses.values() for size in found} | set(sizes))
+        for (parameters, shape), found in losses.items():
+            blocks = "no blocks" if shape.endswith("x0") else f"{shape.replace('x', ' x ')} layers"
+            cells = [f"{found[size]:.3f}" if size in found else "-" for size in sizes]
+            lines.append([kind, f"{blocks}, {parameters:,}", *cells])
+    return markdown(["", "width, N without embeddings", *(f"{n:,} events" for n in sizes)], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "scaling-git": scaling_table,
+    "forecast": forecast_table,
     "main": main_table,
     "blocks": blocks_table,
     "losses-valid": lambda: losses_table("valid"),

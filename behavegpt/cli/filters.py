@@ -8,9 +8,8 @@ from typing import Any
 
 from behavegpt.cli.command import Arguments, Parser
 from behavegpt.errors import DataError
+from behavegpt.label_tables import GROUPS, read_label_table
 from behavegpt.paths import local_path
-
-GROUP_COLUMNS = "two columns, the behavior's label and its group"
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -38,7 +37,7 @@ def filter_arguments(parser: Parser) -> None:
         "--per-group",
         type=Path,
         metavar="FILE",
-        help=f"top k within each group; FILE is a CSV or parquet file with {GROUP_COLUMNS}",
+        help=f"top k within each group; FILE is a CSV or parquet file with {GROUPS.columns}",
     )
 
 
@@ -49,7 +48,7 @@ def read_filters(arguments: Arguments) -> dict[str, Any]:
         if getattr(arguments, name) is not None:
             filters[name] = read_labels(getattr(arguments, name))
     if arguments.per_group is not None:
-        filters["per_group"] = read_groups(arguments.per_group)
+        filters["per_group"] = read_label_table(arguments.per_group, GROUPS)
     return filters
 
 
@@ -71,41 +70,3 @@ def read_labels(texts: Sequence[str]) -> list[str]:
         # as they stand, without strip: a label may begin or end with a space
         labels += [line for line in lines if line.strip()]
     return labels
-
-
-def read_groups(path: Path) -> dict[str, str]:
-    """Label -> group, of the two columns of a table. Raises DataError for another table."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    try:
-        if path.suffix == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            # all text: a column of numbers would lose how its labels are written
-            names = csv.open_csv(path).schema.names
-            types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-            table = csv.read_csv(path, convert_options=types)
-        columns = [column.cast(pa.string()).to_pylist() for column in table.columns]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path}: not a table of groups ({error}); write a CSV or parquet file with "
-            f"{GROUP_COLUMNS}."
-        ) from None
-
-    if len(columns) != 2:
-        raise DataError(
-            f"{path}: {len(columns)} columns ({', '.join(table.column_names)[:100]}); write "
-            f"{GROUP_COLUMNS}."
-        )
-    groups: dict[str, str] = {}
-    for label, group in zip(*columns, strict=True):
-        if label in (None, "") or group in (None, ""):
-            continue  # a behavior without a group is in none
-        # in two groups it would be listed twice, and neither list be the one that was asked for
-        if groups.setdefault(label, group) != group:
-            raise DataError(
-                f"{path}: the label {label!r} is in two groups, {groups[label]!r} and "
-                f"{group!r}; assign it to one."
-            )
-    return groups

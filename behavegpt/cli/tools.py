@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from behavegpt.cli.command import Arguments, Command, Output, Parser, show
+from behavegpt.label_tables import NAMES, read_label_table
 
 
 def _demo_arguments(parser: Parser) -> None:
@@ -27,12 +28,19 @@ def _demo(arguments: Arguments) -> Any:
 
 def _report_arguments(parser: Parser) -> None:
     parser.add_argument("run", type=Path, help="run folder with log.jsonl and eval/metrics.json")
+    parser.add_argument(
+        "--names",
+        type=Path,
+        metavar="FILE",
+        help=f"show names instead of labels; FILE is a CSV or parquet file with {NAMES.columns}",
+    )
 
 
 def _report(arguments: Arguments) -> Any:
     from behavegpt.report import write_model_card, write_report
 
-    report = write_report(arguments.run)
+    names = None if arguments.names is None else read_label_table(arguments.names, NAMES)
+    report = write_report(arguments.run, names)
     write_model_card(arguments.run)
     print(f"written: {report}", file=sys.stderr)
     return {"report": str(report)}
@@ -139,7 +147,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command(
         "write figures, report.html and model card of a run",
-        "  behavegpt report runs/mine",
+        "  behavegpt report runs/mine\n"
+        "  behavegpt report runs/mine --names products.csv    # code,name: what to call each code",
         _report_arguments,
         _report,
         {"run": Output("into")},

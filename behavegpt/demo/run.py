@@ -16,7 +16,7 @@ import transformers
 
 from behavegpt.config import read_settings
 from behavegpt.console import say, stage, table
-from behavegpt.demo import DEMO_SCHEMA, online_retail
+from behavegpt.demo import DEMO_SCHEMA, online_retail, product_names
 from behavegpt.errors import BehaveGPTError
 from behavegpt.evaluate_universal import evaluate_universal
 from behavegpt.evaluation import compare
@@ -105,7 +105,7 @@ def _run_demo(out: Path, steps: int | None) -> dict[str, Any]:
     stage(6, STAGES, "predict", "next family of some customers, from raw rows")
     table(("customer", "1st", "2nd", "3rd"), _predictions(predictor))
 
-    report = write_report(out)
+    report = write_report(out, product_names())
     write_model_card(out, out / "data")
     seconds = round(time.perf_counter() - began, 1)
     stage(7, STAGES, "report", f"{report} · {seconds:.0f} s in all")

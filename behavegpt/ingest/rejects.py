@@ -3,6 +3,7 @@ many."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -91,8 +92,9 @@ def _remedy(encoded: Encoded) -> str:
 
     remedy = remedies.get(most, "Mend the rows")
     # where most rows are bad it is the column that is wrong, not the rows
+    enough = math.ceil(100 * share) / 100
     return (
-        f"{remedy}, or fix the rows, or allow more with --max-reject-share."
+        f"{remedy}, or fix the rows, or leave them out with --max-reject-share {enough:.2f}."
         if share <= _MOST_BAD
         else f"{remedy}."
     )
@@ -110,6 +112,7 @@ def _example(encoded: Encoded, file: Path, reason: str) -> str:
     )
 
     shown = ", ".join(
-        f"{name} = {str(value)[:60]!r}" for name, value in zip(names, row[1:], strict=True)
+        f"{name} = {'null' if value is None else repr(str(value)[:60])}"
+        for name, value in zip(names, row[1:], strict=True)
     )
     return f"{shown} in {row[0]}"

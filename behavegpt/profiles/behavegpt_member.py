@@ -146,6 +146,9 @@ def embed(context: Context, settings: BehaviorSettings, folder: Path) -> UserEmb
     model.eval().to(choose_device(context.device))
 
     end = json.loads((folder / FACTS).read_text(encoding="utf-8"))["end"]
+    if context.at is not None:
+        # the last tick stands a second after `end`
+        end = str(np.datetime64(context.at - 1, "s")).replace("T", " ")
     # a checkpoint trained without ticks knows no gap field
     clock = settings.clock if GAP in tokenizer.event_schema.extra else None
 

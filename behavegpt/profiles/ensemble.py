@@ -1,5 +1,5 @@
-"""The ensemble: each member's steps, outer join on the clients, imputation, concatenation, steps
-after it, float16.
+"""The ensemble: each member's steps, outer join on the clients, imputation, concatenation, a
+learned projection if it is asked for (`stack`), steps after it, float16.
 
 DIR/client_ids.npy, embeddings.npy, missing.npy, entry.json
                           the entry, see behavegpt.user_embeddings
@@ -9,24 +9,23 @@ DIR/state.safetensors     everything fitted, to embed new clients the same way
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from behavegpt.arrays import write_array
 from behavegpt.config import Settings
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import replacing
+from behavegpt.profiles.choice import WIDEST, ChoiceSettings
+from behavegpt.profiles.fitted import Fitted, FittedMember, Steps
 from behavegpt.profiles.members import Pca, Step
+from behavegpt.profiles.stack import StackSettings, project
 from behavegpt.profiles.transforms import State, fit_steps, transformed, width_after
 from behavegpt.user_embeddings import CLIENT_IDS, EMBEDDINGS, MISSING, UserEmbeddings, seal
-
-WIDEST = 2048  # columns the challenge takes
-STATE, FACTS = "state.safetensors", "ensemble.json"
-AFTER = "+after"  # in STATE: no member has such a name
 
 
 class EnsembleSettings(Settings):
@@ -40,9 +39,23 @@ class EnsembleSettings(Settings):
     post: tuple[Step, ...] | None = Field(
         None, description="steps for every member instead of its own"
     )
-    after: tuple[Step, ...] = Field(
-        (), description="steps on all columns together: center, {pca: N, whiten: true}, zscore, ..."
+    stack: StackSettings | None = Field(
+        None, description="a projection of all columns, trained on a later window of the input"
     )
+    after: tuple[Step, ...] | Literal["auto"] = Field(
+        (),
+        description=(
+            "steps on all columns together: center, {pca: N, whiten: true}, zscore, ...; auto: "
+            "chosen on the training window"
+        ),
+    )
+    choose: ChoiceSettings | None = Field(None, description="what `after: auto` compares, and how")
+
+    @model_validator(mode="after")
+    def _used(self) -> EnsembleSettings:
+        if self.choose is not None and self.after != "auto":
+            raise ValueError("choose is for `after: auto`; set that, or leave choose out")
+        return self
 
     def chosen(self, names: list[str]) -> list[str]:
         """The members by name. Raises ConfigError for one that is not there."""
@@ -58,37 +71,18 @@ class EnsembleSettings(Settings):
         return chosen
 
 
-class Steps(NamedTuple):
-    """Steps and what each has fitted."""
-
-    steps: tuple[Step, ...]
-    states: list[State]
-
-
-class FittedMember(NamedTuple):
-    """A member's steps, and the row (D',) after them that stands for a client without it."""
-
-    post: Steps
-    imputed: np.ndarray
-
-
-class Fitted(NamedTuple):
-    """All that an ensemble has fitted, members in the order of their columns."""
-
-    members: dict[str, FittedMember]
-    after: Steps
-
-
-class _Joined:
-    """The members' columns side by side (U, D) for the clients `order` (U,), made block by block
-    when they are asked for: all of them would not fit into memory."""
+class Joined:
+    """The members' columns side by side (U, D) for the clients `order` (U,), or what `stack` makes
+    of them; block by block when they are asked for: all of them would not fit into memory."""
 
     def __init__(
         self,
         fitted: Mapping[str, FittedMember],
         members: Mapping[str, UserEmbeddings],
         order: np.ndarray,
+        stack: State | None = None,
     ) -> None:
+        self.stack = stack
         self.rows = {name: rows_of(members[name].client_ids, order) for name in fitted}  # (U,) each
         self._parts = [
             (fitted[name], members[name].vectors, rows) for name, rows in self.rows.items()
@@ -98,12 +92,13 @@ class _Joined:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, block: slice) -> np.ndarray:
-        return np.hstack([_columns(*part, block) for part in self._parts])
+    def __getitem__(self, block: slice | np.ndarray) -> np.ndarray:
+        columns = np.hstack([_columns(*part, block) for part in self._parts])
+        return columns if self.stack is None else project(self.stack, columns)
 
 
 def _columns(
-    fitted: FittedMember, vectors: np.ndarray, rows: np.ndarray, block: slice
+    fitted: FittedMember, vectors: np.ndarray, rows: np.ndarray, block: slice | np.ndarray
 ) -> np.ndarray:
     """A member's columns (B, D') of a block of clients: its vectors (M, D) after its steps, and
     the imputed row where it has none (`rows` -1)."""
@@ -120,12 +115,13 @@ def _columns(
 def fit_ensemble(
     members: Mapping[str, tuple[tuple[Step, ...], UserEmbeddings]],
     impute: str,
-    after: tuple[Step, ...] = (),
+    after: tuple[Step, ...] | Callable[[Joined], tuple[Step, ...]] = (),
     order: np.ndarray | None = None,
+    stack: Callable[[dict[str, FittedMember]], State] | None = None,
 ) -> Fitted:
-    """Fit the steps of each member, the row that stands for clients without it, and the steps
-    `after` on the columns of all members for the clients `order` (all that a member has, by
-    default).
+    """Fit the steps of each member, the row that stands for clients without it, the projection by
+    `stack`, and the steps `after`, or those that it chooses, on the columns of all members for the
+    clients `order` (all that a member has, by default).
 
     Raises ConfigError when the columns are more than the challenge takes.
     """
@@ -133,11 +129,13 @@ def fit_ensemble(
         name: width_after(steps, embeddings.vectors.shape[1])
         for name, (steps, embeddings) in members.items()
     }
-    if width_after(after, sum(widths.values())) > WIDEST:
+    given = () if callable(after) else after
+    learned = stack is not None or callable(after)  # their width is known later
+    if not learned and width_after(given, sum(widths.values())) > WIDEST:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ConfigError(
             f"{sum(widths.values())} columns ({listed}), at most {WIDEST}; reduce members, or the "
-            f"ensemble by `after`, with {{pca: N}}."
+            f"ensemble by `stack`, or by `after` with {{pca: N}}."
         )
 
     fitted: dict[str, FittedMember] = {}
@@ -152,8 +150,10 @@ def fit_ensemble(
     vectors = {name: embeddings for name, (_, embeddings) in members.items()}
     if order is None:
         order = np.unique(np.concatenate([of.client_ids for of in vectors.values()]))
-    states = fit_steps(after, _Joined(fitted, vectors, order))
-    return Fitted(fitted, Steps(after, states))
+    projection = None if stack is None else stack(fitted)
+    joined = Joined(fitted, vectors, order, projection)
+    steps = after(joined) if callable(after) else given
+    return Fitted(fitted, Steps(steps, fit_steps(steps, joined)), projection)
 
 
 def write_ensemble(
@@ -165,11 +165,8 @@ def write_ensemble(
     columns are imputed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    joined = _Joined(fitted.members, members, order)
-    columns = _places(fitted)
-    width = width_after(
-        fitted.after.steps, sum(len(one.imputed) for one in fitted.members.values())
-    )
+    joined = Joined(fitted.members, members, order, fitted.stack)
+    columns, width = _places(fitted), fitted.width
 
     # written beside its place and renamed: a reader never sees half an entry
     with replacing(folder / EMBEDDINGS) as temporary:
@@ -204,8 +201,9 @@ def write_ensemble(
 
 
 def _places(fitted: Fitted) -> dict[str, list[int]]:
-    """First column and the one after the last of each member; empty where `after` mixes them."""
-    if any(isinstance(step, Pca) for step in fitted.after.steps):
+    """First column and the one after the last of each member; empty where `stack` or `after` mixes
+    them."""
+    if fitted.stack or any(isinstance(step, Pca) for step in fitted.after.steps):
         return {}
 
     stops = np.cumsum([len(one.imputed) for one in fitted.members.values()]).tolist()
@@ -213,53 +211,6 @@ def _places(fitted: Fitted) -> dict[str, list[int]]:
         name: [start, stop]
         for name, start, stop in zip(fitted.members, [0, *stops[:-1]], stops, strict=True)
     }
-
-
-def save_fitted(fitted: Fitted, folder: Path) -> None:
-    """Write the fitted arrays: MEMBER/STEP/ARRAY, MEMBER/imputed and +after/STEP/ARRAY."""
-    from safetensors.numpy import save_file
-
-    arrays = {f"{name}/imputed": one.imputed for name, one in fitted.members.items()}
-
-    steps = {name: one.post for name, one in fitted.members.items()} | {AFTER: fitted.after}
-    for name, (_, states) in steps.items():
-        for number, state in enumerate(states):
-            arrays |= {f"{name}/{number}/{array}": values for array, values in state.items()}
-
-    save_file(
-        {name: np.ascontiguousarray(values) for name, values in arrays.items()}, folder / STATE
-    )
-
-
-def load_fitted(
-    steps: Mapping[str, tuple[Step, ...]], after: tuple[Step, ...], folder: Path
-) -> Fitted:
-    """Read what `save_fitted` wrote, for members in the order of `steps`."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        arrays = load_file(folder / STATE)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{folder / STATE}: cannot be read ({error}); build the ensemble again."
-        ) from None
-
-    def fitted_steps(name: str, post: tuple[Step, ...]) -> Steps:
-        states: list[State] = [{} for _ in post]
-        for path, values in arrays.items():
-            # names of members hold no slash, see ProfileSettings
-            member, *rest = path.split("/")
-            if member == name and len(rest) == 2:
-                number, array = int(rest[0]), rest[1]
-                states[number] = {**states[number], array: values}
-        return Steps(post, states)
-
-    members = {
-        name: FittedMember(fitted_steps(name, post), arrays[f"{name}/imputed"])
-        for name, post in steps.items()
-    }
-    return Fitted(members, fitted_steps(AFTER, after))
 
 
 def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
@@ -271,6 +222,8 @@ def row_order(clients: np.ndarray, seed: int) -> np.ndarray:
 
 def rows_of(order: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Row (M,) in `order` (U,) of each id (M,); -1 for one that is not asked for."""
+    if not len(order):
+        return np.full(len(ids), -1)
     by_id = np.argsort(order)  # (U,)
 
     place = np.searchsorted(order[by_id], ids).clip(max=len(order) - 1)  # (M,)

@@ -52,12 +52,16 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class EventTables:
-    """The history in `path` and the clients (U,) int64, ascending, whose vectors are asked for."""
+    """The history in `path` and the clients (U,) int64, ascending, whose vectors are asked for.
+
+    `until` (epoch seconds) leaves out the events from that moment on.
+    """
 
     path: Path
     clients: np.ndarray
     memory: int = 2 * 2**30
     threads: int | None = None
+    until: int | None = None
 
     @property
     def files(self) -> dict[EventName, Path]:
@@ -72,12 +76,14 @@ class EventTables:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the clients and of every file that is read."""
+        """SHA-256 of the clients, of every file that is read, and of `until`."""
         digest = hashlib.sha256(np.ascontiguousarray(self.clients).data)
         # names and contents: a file that moves to another name is another input
         for path in (*self.files.values(), self.properties):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        if self.until is not None:
+            digest.update(f"until {self.until}".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -107,7 +113,10 @@ class EventTables:
             # views, not tables: DuckDB reads of each file only what a query asks for
             selects = " UNION ALL ".join(_select(event, path) for event, path in self.files.items())
 
-            con.execute(f"CREATE VIEW events AS {selects}")
+            # in microseconds
+            end = None if self.until is None else f"make_timestamp({self.until * 10**6})"
+            before = f" WHERE moment < {end}" if end else ""
+            con.execute(f"CREATE VIEW events AS SELECT * FROM ({selects}){before}")
             name = codes_sql(_column(self.properties, "name"))
             con.execute(
                 "CREATE VIEW properties AS SELECT sku::BIGINT AS sku, category::BIGINT AS category,"

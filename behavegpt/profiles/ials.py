@@ -46,6 +46,9 @@ class IalsSettings(MemberSettings):
     clients: Literal["asked", "all"] = Field(
         "all", description="whose events the item factors are fitted on"
     )
+    min_count: int = Field(
+        1, ge=1, description="events below which an item is left out: factors take 4 F bytes each"
+    )
     factors: int = Field(64, gt=0, description="width of the vectors")
     regularization: float = Field(0.01, ge=0)
     alpha: float = Field(1.0, gt=0, description="confidence of a weight of 1")
@@ -65,9 +68,10 @@ def fit(context: Context, settings: IalsSettings, folder: Path) -> None:
     """Fit the item factors; writes items.npy (I,) int64 and factors.npy (I, F) float32."""
     matrix, items = _matrix(context, settings, None, settings.clients == "asked")
     if not matrix.nnz:
+        often = f" that {settings.min_count} events have" if settings.min_count > 1 else ""
         raise DataError(
-            f"no event of {', '.join(settings.weights)} has a {settings.item}; choose other "
-            "weights."
+            f"no event of {', '.join(settings.weights)} has a {settings.item}{often}; choose other "
+            f"weights{' or a lower min_count' if often else ''}."
         )
 
     with _one_blas_thread():
@@ -174,8 +178,9 @@ def _count_items(
     # in `embed` the items are given: columns must be those of the fit
     if items is None:
         known = f"SELECT client, {settings.item} AS item FROM {chosen}"
-        known = f"SELECT DISTINCT item FROM ({known}) SEMI JOIN clients USING (client)"
-        items = columns(con, f"{known} ORDER BY item")["item"].astype(np.int64)
+        known = f"SELECT item FROM ({known}) SEMI JOIN clients USING (client) GROUP BY item"
+        known += f" HAVING count(*) >= {settings.min_count} ORDER BY item"
+        items = columns(con, known)["item"].astype(np.int64)
 
     register(con, "items", item=items, number=np.arange(len(items), dtype=np.int32))
     table = columns(

@@ -14,10 +14,12 @@ from behavegpt.console import say
 from behavegpt.errors import ConfigError, DataError
 from behavegpt.io import workspace
 from behavegpt.paths import local_path
-from behavegpt.profiles.ensemble import load_fitted, row_order, write_ensemble
+from behavegpt.profiles.assembly import ENSEMBLE
+from behavegpt.profiles.building import MEMBER, MEMBERS, Report
+from behavegpt.profiles.ensemble import row_order, write_ensemble
 from behavegpt.profiles.events import DataSettings, EventTables, open_events
+from behavegpt.profiles.fitted import load_fitted
 from behavegpt.profiles.members import Context, Step
-from behavegpt.profiles.pipeline import ENSEMBLE, MEMBER, Report
 from behavegpt.profiles.settings import KINDS, ProfileSettings
 from behavegpt.profiles.statistics import DAY
 from behavegpt.user_embeddings import UserEmbeddings
@@ -54,10 +56,13 @@ def embed_new(
     with workspace(out / "embed") as cache:
         tables = open_events(data)
         moment = _reference(tables, at, report.get("end"))
+        if moment is None:
+            moment = report.get("at")  # of members whose own history ends before the input does
         context = Context(tables, cache, settings.seed, settings.device, moment)
         embeddings = {}
+        members = run_folder / report.get("folder", MEMBERS)
         for name, key in report["hashes"].items():
-            embeddings[name] = _embedded(context, run_folder / "members" / name, key, folder)
+            embeddings[name] = _embedded(context, members / name, key, folder)
             say(f"{name}: {len(embeddings[name].vectors):,} clients")
 
         order = row_order(context.clients, settings.row_seed)

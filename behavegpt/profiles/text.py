@@ -1,12 +1,15 @@
 """Language-model features (Klenitskiy et al. 2025, section 3.2.4): a history as text, read by a
-frozen causal model.
+frozen model: a causal one, as in the paper, or an encoder.
 
     smollm_all:    {kind: text, model: HuggingFaceTB/SmolLM2-135M, post: [{pca: 128}, l2]}
     smollm_search: {kind: text, model: ..., events: [search_query], fields: [time, query],
                     layout: table, last: 90}
+    sentences:     {kind: text, model: FOLDER, pool: mean, fields: [name], tokens: 256}
 
 events -> lines (see `event_text`) -> tokens -> the model's last hidden states -> the state at the
-last token, or their mean. Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2,
+last or first token, or their mean. What the tokenizer puts around a text (a start token; CLS and
+SEP of an encoder) stands around it here, and counts in the mean, as it does for sentence encoders.
+Tokens are made line by line, with byte-level tokenizers (SmolLM2, GPT-2,
 Llama 3) the same as those of the whole text. A text that is too long loses its oldest events, each
 as a whole; the paper's code truncates on the left, which with the newest event first is the newest.
 Newest first, without repeats, last token and 8,192 tokens are that code's.
@@ -35,7 +38,14 @@ from behavegpt.errors import CheckpointError, ConfigError
 from behavegpt.io import write_json
 from behavegpt.profiles.event_text import PARTS, Layout, header, open_lines, write_lines
 from behavegpt.profiles.features import spans
-from behavegpt.profiles.language_model import model_digest, model_folder, pool, token_batches
+from behavegpt.profiles.language_model import (
+    LanguageModel,
+    Pool,
+    model_digest,
+    model_folder,
+    pool,
+    token_batches,
+)
 from behavegpt.profiles.members import Context, MemberSettings
 from behavegpt.user_embeddings import UserEmbeddings
 
@@ -45,7 +55,7 @@ class TextSettings(MemberSettings):
 
     kind: Literal["text"] = "text"
     model: str = Field(
-        description="folder, or name on the Hugging Face Hub, of any causal language model"
+        description="folder, or name on the Hugging Face Hub, of a causal model or an encoder"
     )
     fields: tuple[str, ...] = Field(
         tuple(PARTS), min_length=1, description="parts of a line: " + ", ".join(PARTS)
@@ -59,8 +69,8 @@ class TextSettings(MemberSettings):
         False, description="keep events that are alike but for their time, not the newest alone"
     )
     order: Literal["newest", "oldest"] = Field("newest", description="which event comes first")
-    pool: Literal["last", "mean"] = Field(
-        "last", description="state at the last token, or mean over all"
+    pool: Pool = Field(
+        "last", description="state at the last token, mean over all, or first (CLS of an encoder)"
     )
     tokens: int = Field(
         8192, ge=8, description="longest text; the model's own limit if that is less"
@@ -156,33 +166,17 @@ class Reader:
     """A frozen model with its tokenizer."""
 
     def __init__(self, settings: TextSettings, folder: Path, device: torch.device) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # transformers shows one for reading the weights
-
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-            self.model: Any = model.base_model.to(device).eval()  # without the head
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(
-                f"{folder}: no language model in Hugging Face format ({reason})."
-            ) from None
-
+        self.model = LanguageModel(folder, device, settings.precision)
         self.settings, self.device = settings, device
-        limit = getattr(self.model.config, "max_position_embeddings", None) or settings.tokens
         top = header(settings.fields, settings.layout)
-        self.between = self._ids("\n")
+        self.between = self.model.ids("\n")  # none where line breaks are white space like any other
 
-        # the start token, where the tokenizer puts one
-        start = [i for i in self.tokenizer("").input_ids if i == self.tokenizer.bos_token_id]
-        self.start = start + (self._ids(top) + self.between if top else [])
+        first, self.end = self.model.frame
+        self.start = first + (self.model.ids(top) + self.between if top else [])
 
-        # tokens left for events once start and header are in place
-        self.room = min(settings.tokens, limit) - len(self.start)
+        # tokens left for events once start, header and end are in place
+        limit = min(settings.tokens, self.model.longest or settings.tokens)
+        self.room = limit - len(self.start) - len(self.end)
 
         if self.room < 1:
             raise ConfigError(
@@ -201,7 +195,7 @@ class Reader:
 
         tokens = [
             ids + self.between
-            for ids in self.tokenizer(different, add_special_tokens=False).input_ids
+            for ids in self.model.tokenizer(different, add_special_tokens=False).input_ids
         ]
 
         # (different lines + 1,)
@@ -227,10 +221,10 @@ class Reader:
         return self._framed(ids, np.searchsorted(owner, np.arange(len(offsets))))
 
     def _framed(self, ids: np.ndarray, bounds: np.ndarray) -> Texts:
-        """Texts with the start before them, without the line break at the end, and no longer than
+        """Texts with what stands around them, without the line break at the end, and no longer than
         there is room."""
         framed = [
-            np.concatenate([self.start, ids[first:last][: self.room]]).astype(np.int64)
+            np.concatenate([self.start, ids[first:last][: self.room], self.end]).astype(np.int64)
             # the last line's break is left out
             for first, last in zip(bounds[:-1], bounds[1:] - len(self.between), strict=True)
         ]
@@ -242,7 +236,7 @@ class Reader:
     def vectors(self, texts: Texts) -> np.ndarray:
         """(N, D) float32, from batches of texts of like length."""
         lengths = np.diff(texts.offsets)  # (N,)
-        out = np.empty((len(lengths), self.model.config.hidden_size), np.float32)
+        out = np.empty((len(lengths), self.model.width), np.float32)
 
         for rows in token_batches(lengths, self.settings.batch_tokens):
             width = lengths[rows].max()  # L
@@ -252,15 +246,8 @@ class Reader:
             # row by row, in the order in which `spans` lists the tokens
             ids[inside] = texts.ids[spans(texts.offsets, rows)[1]]
             mask = torch.from_numpy(inside).to(self.device)
-            output = self.model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=mask.long(),
-                use_cache=False,
-            )
-            vectors = pool(output.last_hidden_state.float(), mask, self.settings.pool)
+            states = self.model(torch.from_numpy(ids).to(self.device), mask)
+            vectors = pool(states, mask, self.settings.pool)
             out[rows] = vectors.cpu().numpy()
 
         return out
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)

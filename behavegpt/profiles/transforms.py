@@ -22,11 +22,11 @@ Blocks = Callable[[], Iterator[np.ndarray]]  # goes through the rows once, (B, D
 
 
 class Rows(Protocol):
-    """A matrix (U, D) that is asked for blocks of its rows: an array, or what makes them then."""
+    """A matrix (U, D) that is asked for some of its rows: an array, or what makes them then."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray: ...
 
 
 def fit_steps(steps: Sequence[Step], vectors: Rows) -> list[State]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,7 @@ from behavegpt.report.facts import (
     when,
     window_of,
 )
+from behavegpt.report.names import Names
 from behavegpt.report.tables import (
     behavior_table,
     group_tables,
@@ -54,10 +56,10 @@ CAPTIONS = {
 }
 
 
-def write_report(run: Path) -> Path:
-    """Draw RUN/figs and write RUN/report.html; returns its path. Raises DataError without
-    RUN/run.json."""
-    record = read_facts(run)
+def write_report(run: Path, names: Mapping[str, str] | None = None) -> Path:
+    """Draw RUN/figs and write RUN/report.html; returns its path. `names` (label -> readable name)
+    replace labels of events and behaviors. Raises DataError without RUN/run.json."""
+    record, named = read_facts(run), Names(names or {})
 
     metrics = optional_json(run / "eval" / "metrics.json", "models")
     examples = optional_json(run / "eval" / "examples.json", "examples")
@@ -65,7 +67,7 @@ def write_report(run: Path) -> Path:
     # in the page itself: a report is sent by mail, and its folder is not
     figures = [
         {"uri": data_uri(path), "caption": CAPTIONS[path.name], "name": path.stem}
-        for path in plots.draw_all(run)
+        for path in plots.draw_all(run, named)
     ]
     # `None` and empty lists: a run that was not evaluated has a report of its training
     html = page(
@@ -88,9 +90,9 @@ def write_report(run: Path) -> Path:
         protocol=protocol_list(metrics),
         given=given_of(run),
         figures=figures,
-        behaviors=behavior_table(run),
+        behaviors=named.behaviors(behavior_table(run)),
         groups=group_tables(metrics or {}),
-        examples=examples.get("examples", []),
+        examples=[named.example(example) for example in examples.get("examples", [])],
         # whole: the run can be done again from the page alone
         config=yaml.safe_dump(record["config"], sort_keys=False, allow_unicode=True),
         max_length=window_of(record, metrics or {}),

@@ -117,7 +117,7 @@ class Trainer(OptimizerSteps):
             say(
                 f"stopped by a signal at step {self.progress.step}; a checkpoint was "
                 "saved. Run the same command again to continue (train and finetune with "
-                "--resume)."
+                "--resume; the demo starts over)."
             )
         # shells expect 128 + the signal; SIGUSR1, which schedulers send, ends like SIGTERM
         raise SystemExit(128 + (number if number == signal.SIGINT else signal.SIGTERM))

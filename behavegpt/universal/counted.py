@@ -9,7 +9,6 @@ FOLDER/users.*                    states, see `data/state_files.py`
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -32,10 +30,9 @@ from behavegpt.data.schema import EventSchema
 from behavegpt.data.state_files import REMEDY, KeptStates, read_states, write_states
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.data.user_state import StatesOfHistories, StateSpec, UserState, identity
-from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import CheckpointError, ConfigError, DataError
-from behavegpt.ingest.events import read_events
 from behavegpt.ingest.users import Users
+from behavegpt.ingest.whole_log import encode_whole, usable_events
 from behavegpt.timing.files import load_gaps, save_gaps
 from behavegpt.timing.fit import fit_histories
 from behavegpt.timing.gaps import Gaps
@@ -180,12 +177,8 @@ def count_log(logs: Any, schema: EventSchema, given: tuple[str, ...] = ()) -> Co
     check_schema(given, schema)
     refuse_baskets(schema, "the universal model")
     # no training split: nothing is held out of a log that is only counted
-    read = read_events(logs, schema)
-    rejected = collections.Counter(read.rejects["reason"].to_pylist())
-    if not len(read.table):
-        reasons = ", ".join(f"{n} rows: {reason}" for reason, n in rejected.items()) or "no rows"
-        raise DataError(f"no usable event to count ({reasons}).")
-    return count_table(read.table, schema, given, rejected)
+    table, rejected = usable_events(logs, schema)
+    return count_table(table, schema, given, rejected)
 
 
 def count_table(
@@ -195,14 +188,7 @@ def count_table(
     rejected: Mapping[str, int] | None = None,
 ) -> CountedLog:
     """Count events as `read_events` gives them, all of them past and at least one."""
-    # all of the log is past, so its labels are all the labels there are
-    vocabulary = {}
-    for name in schema.label_columns:
-        counts = pc.value_counts(table[name].drop_null().combine_chunks())
-        vocabulary[name] = Vocabulary.from_counts(counts.field("values"), counts.field("counts"))
-
-    tokenizer = EventTokenizer(schema, vocabulary)
-    return _count(tokenizer, tokenizer.encode_table(table, rejected), given)
+    return _count(*encode_whole(table, rejected or {}, schema), given)
 
 
 def _count(

@@ -302,7 +302,8 @@ def test_rejects_are_written_counted_and_limited(tmp_path: Path) -> None:
     assert set(rejects["file"]) == {str(file)}
     assert "never" in set(rejects["time"])
     with pytest.raises(
-        DataError, match=r"time cannot be read: 1 rows.*'never'.*--max-reject-share"
+        DataError,
+        match=r" = null.*time cannot be read: 1 rows.*'never'.*--max-reject-share 0\.\d\d",
     ):
         prepare(file, tmp_path / "strict", SCHEMA, max_reject_share=0.001)
     assert not (tmp_path / "strict").exists()

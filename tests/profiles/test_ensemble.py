@@ -12,10 +12,9 @@ from behavegpt.profiles import transforms as room
 from behavegpt.profiles.ensemble import (
     EnsembleSettings,
     fit_ensemble,
-    load_fitted,
-    save_fitted,
     write_ensemble,
 )
+from behavegpt.profiles.fitted import load_fitted, save_fitted
 from behavegpt.profiles.members import Pca, Quantile, Step
 from behavegpt.profiles.probe import auroc, noise, probe
 from behavegpt.profiles.transforms import fit_steps, transformed
@@ -133,6 +132,16 @@ def test_outer_join_and_imputation(tmp_path: Path, impute: str) -> None:
         assert (abs(np.linalg.norm(mine[5:]) - 1) < 1e-2) == (client >= 20)
     assert entry.missing is not None
     assert order[entry.missing].tolist() == [70]
+
+
+def test_a_member_that_knows_nobody_is_imputed(tmp_path: Path) -> None:
+    """New clients, or the clients at an early cut, may all lack what a member reads."""
+    members, order = entries()
+    fitted = fit_ensemble(members, "mean")
+    nobody = UserEmbeddings(np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+    write_ensemble(fitted, {"first": members["first"][1], "second": nobody}, order, tmp_path)
+    written = UserEmbeddings.load(tmp_path).vectors
+    assert np.allclose(written[:, 5:], fitted.members["second"].imputed, atol=1e-3)
 
 
 def test_what_was_fitted_is_saved(tmp_path: Path) -> None:

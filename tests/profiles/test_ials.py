@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from behavegpt.errors import DataError
 from behavegpt.profiles.ials import IalsSettings, embed, fit
 from behavegpt.profiles.members import Context
 from tests.profiles.makers import read_events
@@ -109,6 +110,21 @@ def test_the_same_seed_gives_the_same_bytes(
         fit(ours, SETTINGS, tmp_path / name)
         found.append(embed(ours, SETTINGS, tmp_path / name).vectors.tobytes())
     assert found[0] == found[1] != found[2]
+
+
+def test_rare_items_have_no_factors(
+    small: Path, tmp_path: Path, context: Callable[..., Context]
+) -> None:
+    few = SETTINGS.model_copy(update={"min_count": 20})
+    fit(context(small), few, tmp_path)
+    table = read_events(small)
+    events = table.loc[table["event"] < 2, "sku"].value_counts()  # `clients: all`
+    kept = events.index[events >= 20].astype(int)
+    assert 0 < len(kept) < len(events)
+    assert np.load(tmp_path / "items.npy").tolist() == sorted(kept)
+    assert embed(context(small), few, tmp_path).vectors.shape[1] == 6
+    with pytest.raises(DataError, match=r"has a sku that 9999 events have; .* lower min_count"):
+        fit(context(small), SETTINGS.model_copy(update={"min_count": 9999}), tmp_path)
 
 
 def test_unknown_items_count_for_nothing(

@@ -78,7 +78,7 @@ def test_another_version_of_the_package_builds_anew(
 ) -> None:
     run(profile(small, tmp_path / "run"))
     assert set(status(run(profile(small, tmp_path / "run"))).values()) == {"kept"}
-    monkeypatch.setattr("behavegpt.profiles.pipeline.__version__", "0.1.1")
+    monkeypatch.setattr("behavegpt.profiles.building.__version__", "0.1.1")
     assert set(status(run(profile(small, tmp_path / "run"))).values()) == {"built"}
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -68,6 +71,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=4096,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of 96 positions, whose tokenizer puts CLS and SEP around a text."""
+    folder = tmp_path_factory.mktemp("encoder")
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    text = [f"event type: {name}; item: {i}; url: {i};" for name in NAMES for i in range(50)]
+    pieces.train_from_iterator(
+        text, trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    )
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=120, intermediate_size=32, max_position_embeddings=96, **shape)
+    BertModel(config).save_pretrained(folder)
     return folder
 
 
@@ -137,7 +164,7 @@ def test_a_table_has_empty_cells(
     cells = [line.split(" | ") for line in open_lines(tmp_path / "l.arrow").to_pylist()]
     assert all(len(row) == 3 and (row[1] == "") != (row[2] == "") for row in cells)
     reader = Reader(chosen, model, CPU)
-    assert reader.tokenizer.decode(reader.start) == "timestamp | item | query\n"
+    assert reader.model.tokenizer.decode(reader.start) == "timestamp | item | query\n"
 
 
 @pytest.mark.parametrize("order", ["newest", "oldest"])
@@ -206,6 +233,41 @@ def test_vectors_do_not_depend_on_padding_or_on_the_batch(
         np.abs(embed(context(small), small_batches, tmp_path).vectors - found.vectors).max() < 1e-5
     )
     assert embed(context(small), chosen, tmp_path).vectors.tobytes() == found.vectors.tobytes()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_an_encoder_is_pooled_as_transformers_does(
+    small: Path, tmp_path: Path, context: Callable[..., Context], encoder: Path, pooling: str
+) -> None:
+    """Mean over CLS, text and SEP, or the state of CLS; the oldest events of a long text go."""
+    chosen = settings(encoder, pool=pooling, fields=("event", "sku"), last=20)
+    fit(context(small), chosen, tmp_path)
+    found = embed(context(small), chosen, tmp_path)
+    with context(small).connect() as con:
+        _, offsets = write_lines(
+            con, chosen.fields, chosen.events, "lines", 20, False, tmp_path / "l.arrow"
+        )
+    lines = open_lines(tmp_path / "l.arrow").to_pylist()
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    network = AutoModel.from_pretrained(encoder).eval()
+
+    texts = []
+    for start, stop in pairwise(offsets):
+        fitting = [
+            count
+            for count in range(1, stop - start + 1)
+            if len(tokenizer(" ".join(lines[start : start + count])).input_ids) <= 96
+        ]
+        texts.append(" ".join(lines[start : start + max(fitting)]))
+    assert sum(text.count(";") // 2 for text in texts) < len(lines)  # some are too long
+
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = network(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    means = (states * mask).sum(1) / mask.sum(1)
+    wanted = means if pooling == "mean" else states[:, 0]
+    assert np.abs(found.vectors - wanted.numpy()).max() < 1e-5
 
 
 def test_half_precision_is_near(

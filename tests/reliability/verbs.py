@@ -47,6 +47,7 @@ VERBS: dict[str, list[str]] = {
     "vocabulary retire": ["vocabulary", "retire", "model", "behavior_0003", "--out", "OUT/less"],
     "evaluate": ["evaluate", "model", "data", "--out", "OUT/eval/metrics.json", "--baselines"],
     "predict": ["predict", "model", "log.parquet", "--out", "OUT/predictions.parquet"],
+    "forecast": ["forecast", "log.parquet", "--days", "3", "--out", "OUT/week.parquet"],
     "embed": ["embed", "model", "log.parquet", "--out", "OUT/vectors.jsonl"],
     "probe": [
         *("probe", "model", "log.parquet", "labels.csv", "--at", "2024-01-30", "--out"),

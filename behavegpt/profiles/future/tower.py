@@ -116,6 +116,16 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
         tower = _tower(settings, vocabularies)
         network, loss = make(tower, store, cuts, device)
 
+    task = cut_task(settings.kind, cuts, network, loss)
+    fit_network(context, settings, folder, vocabularies, task, network, kept=tower)
+    write_json(folder / STATE, {"now": now})
+
+
+def cut_task(
+    label: str, cuts: Cuts, network: nn.Module, loss: Callable[[Examples], Tensor]
+) -> Task:
+    """Learning from the clients of `cuts` by the mean `loss` of examples."""
+
     def objective(rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, float]:
         # in training one moment of each client; all of them to judge, one draw is too noisy to
         # stop by
@@ -124,9 +134,7 @@ def fit_tower(context: Context, settings: TowerSettings, folder: Path, make: Mak
         losses = [loss(part) * size for part, size in zip(drawn, sizes, strict=True)]
         return torch.stack(losses).sum(), sum(sizes)
 
-    task = Task(settings.kind, np.flatnonzero(cuts.usable), objective)
-    fit_network(context, settings, folder, vocabularies, task, network, kept=tower)
-    write_json(folder / STATE, {"now": now})
+    return Task(label, np.flatnonzero(cuts.usable), objective)
 
 
 def embed_tower(context: Context, settings: TowerSettings, folder: Path) -> UserEmbeddings:
