@@ -135,11 +135,13 @@ def frontier(
     # from the right: the first one is on the frontier in any case
     ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
 
-    unbeaten = _unbeaten(np.array([values.mean(0) for _, values in ordered]))
+    means = np.array([values.mean(0) for _, values in ordered])
+    reach = 0.015 * np.ptp(means, axis=0)  # nearer points would share one place for their numbers
+    unbeaten = _unbeaten(means)
     with figure(out, (9, 4.8)) as (_, (axes,)):
         axes.plot(*unbeaten.T, color=INK, linewidth=1, linestyle="--", zorder=1)
         for number, (name, values) in enumerate(ordered, 1):
-            x, y = values.mean(0)
+            x, y = means[number - 1]
             # of the seeds; one alone has none
             spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(2)
             axes.errorbar(
@@ -153,9 +155,9 @@ def frontier(
                 label=f"{number}  {title_of(name)}",
             )
 
-            axes.annotate(
-                str(number), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9
-            )
+            before = int((np.abs(means[: number - 1] - (x, y)) <= reach).all(axis=1).sum())
+            place = (5 + 9 * before, 5)
+            axes.annotate(str(number), (x, y), xytext=place, textcoords="offset points", fontsize=9)
 
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
         axes.set(

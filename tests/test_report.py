@@ -268,6 +268,7 @@ def test_groups_stand_beside_the_best_other_model() -> None:
     line |= {"rec_w": {"behavegpt": 0.5, "markov": 0.25, "counts": 0.4}}
     line |= {"ndcg@3": {"behavegpt": 0.6, "markov": 0.35, "counts": 0.5}}
     models = {"behavegpt": {"rec_w": 0.5}, "markov": {"rec_w": 0.2}, "counts": {"rec_w": 0.4}}
+    models["added later"] = {"rec_w": 0.7}  # without figures by group
     [table] = tables.group_tables({"models": models, "groups": {"country": [line]}})
     assert table["title"] == "country"
     [row] = table["rows"]

@@ -170,19 +170,15 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
     def run(self, events: Events, request: Request, keep_states: bool = False) -> BehaviorOutput:
         """The three steps on the events of a batch."""
         encoded = self.hidden(events, keep_states)
-        output = BehaviorOutput(
-            last_hidden_state=encoded.hidden,
-            hidden_states=encoded.states,
-            past_key_values=events.cache,
-        )
+        output = BehaviorOutput(last_hidden_state=encoded.hidden, hidden_states=encoded.states)
+        # not an argument above: transformers 5.24 renames it
+        output.past_key_values = events.cache
 
         labels, select, criterion = request.labels, request.select, request.criterion
         if labels is not None and criterion is not None and events.cache is None:
-            # training: the loss makes the logits itself, chunk by chunk, so that (N, K) never
-            # exists at once
-            # (B, R) bool; of baskets (N,), where all are asked for
-            chosen = labels != IGNORED
+            chosen = labels != IGNORED  # (B, R) bool; of baskets (N,), where all are asked for
             predicted = self.predicted(encoded, events, None if events.baskets else chosen)
+            # the loss makes the logits itself, in chunks, so that (N, K) never exists at once
             loss = self.loss(predicted, labels[chosen], criterion)
             output.loss, output.class_loss, output.class_count = loss
 

@@ -171,11 +171,9 @@ class EventModel(BehaveGPTPreTrainedModel):
 
         encoded = self.encode(events, wants_states(self.config, output_hidden_states))
 
-        output = BehaviorOutput(
-            last_hidden_state=encoded.hidden,
-            hidden_states=encoded.states,
-            past_key_values=events.cache,
-        )
+        output = BehaviorOutput(last_hidden_state=encoded.hidden, hidden_states=encoded.states)
+        # not an argument above: transformers 5.24 renames it
+        output.past_key_values = events.cache
         return as_asked(output, return_dict)
 
 

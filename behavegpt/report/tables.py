@@ -169,12 +169,15 @@ def _behavior(
 
 def group_tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """A table for each kind of group that metrics.json tells of: {title, header, rows}, a row
-    {group, cells: [text]}. Beside ours stands the other model with the largest weighted recall."""
+    {group, cells: [text]}. Next to ours stands the other model with the largest weighted recall of
+    those that were evaluated by group."""
     models = metrics.get("models", {})
+    kinds = (metrics.get("groups") or {}).values()
+    by_group = {name for lines in kinds for line in lines for name in line["rec_w"]}
     others = {
-        name: figures["rec_w"]
-        for name, figures in models.items()
-        if name != MODEL and is_number(figures.get("rec_w"))
+        name: models[name]["rec_w"]
+        for name in sorted(by_group & models.keys() - {MODEL})
+        if is_number(models[name].get("rec_w"))
     }
     # two models: every further one is two columns more
     shown = [MODEL, *([max(others, key=lambda name: others[name])] if others else [])]
