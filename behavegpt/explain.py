@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,14 +28,13 @@ from behavegpt.data.memory_shares import LENGTHS
 from behavegpt.data.tokenizer import EncodedHistories, EventTokenizer
 from behavegpt.errors import DataError
 from behavegpt.explain_text import Told, because, event_text
+from behavegpt.explanations import Explanations
 from behavegpt.filters import TAKEN_OUT, Choice
 from behavegpt.ingest.users import as_states
 from behavegpt.model.mixer import FLOOR, Memory, Mixer
 from behavegpt.ragged import owners, positions, ranges
-from behavegpt.tabular import Tabular
 
 EVENTS = 2_000_000  # of histories that lack an event, made at a time
-SHOWN = 3  # experts and events in a table
 Pieces = Iterator[tuple[np.ndarray, torch.Tensor]]
 
 
@@ -57,66 +55,6 @@ class Why(NamedTuple):
     choice: Choice
     shift: torch.Tensor  # (K,) of the decision rule
     last: int
-
-
-@dataclass(frozen=True, repr=False)
-class Explanations(Tabular):
-    """Explanations of the most probable behavior of each of U users."""
-
-    users: pa.StringArray  # (U,)
-    labels: np.ndarray  # (U,) object, None where filters leave nothing
-    probabilities: np.ndarray  # (U,) float32, NaN where filters leave nothing
-    because: list[str]  # (U,) in words
-    # names of J + 1 columns of `contributions`; none of a model without memory
-    experts: tuple[str, ...]
-    contributions: np.ndarray  # (U, J + 1) float32 logits; positive ones speak for the behavior
-    # (U, N) float32 log-probability that the behavior loses without the event, the last event
-    # first; NaN where there is none, and of a user with one event
-    effects: np.ndarray
-    events: np.ndarray  # (U, N) object: those events as text, None where there is none
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def to_table(self) -> pa.Table:
-        """Columns user, behavior, probability, because, experts and events, the strongest of them
-        as text; without users of whom filters leave nothing."""
-        experts = _strongest(np.asarray(self.experts, object), self.contributions)
-        events = _strongest(self.events, self.effects)
-        table = pa.table(
-            {
-                "user": self.users,
-                "behavior": pa.array(self.labels, pa.string()),
-                "probability": self.probabilities,
-                "because": self.because,
-                "experts": ["; ".join(f"{n} {v:+.2f}" for n, v in row) for row in experts],
-                "events": ["; ".join(f"{n} {v:+.2f}" for n, v in row) for row in events],
-            }
-        )
-        return table.filter(pa.array(~np.isnan(self.probabilities)))
-
-    def answers(self) -> list[dict[str, object]]:
-        """The same by user, as the service tells them; null where filters leave nothing."""
-        experts = _strongest(np.asarray(self.experts, object), self.contributions)
-        events = _strongest(self.events, self.effects)
-        rows = zip(
-            self.labels.tolist(),
-            self.probabilities.tolist(),
-            self.because,
-            experts,
-            events,
-            strict=True,
-        )
-        return [
-            {
-                "behavior": label,
-                "probability": None if label is None else probability,
-                "because": text,
-                "experts": [{"expert": name, "adds": value} for name, value in carried],
-                "events": [{"event": name, "effect": value} for name, value in past],
-            }
-            for label, probability, text, carried, past in rows
-        ]
 
 
 def refuse_states(events: Any) -> None:
@@ -285,16 +223,3 @@ def _without_each(
             chosen = torch.from_numpy(classes[user[piece]])[:, None]
             found[user[piece], back[piece]] = log_p.gather(1, chosen)[:, 0].numpy()
     return found
-
-
-def _strongest(names: np.ndarray, values: np.ndarray) -> list[list[tuple[str, float]]]:
-    """The SHOWN largest positive values of each row (U, n) with their names (n,) or (U, n)."""
-    if not values.shape[1]:
-        return [[] for _ in values]
-    filled = np.nan_to_num(values, nan=-np.inf)
-    # stable: equal values keep the order of the experts, and of time
-    order = np.argsort(-filled, axis=1, kind="stable")[:, :SHOWN]  # (U, SHOWN)
-    named = np.take_along_axis(np.broadcast_to(names, values.shape), order, 1)
-    strong = np.take_along_axis(filled, order, 1)
-    rows = zip(named.tolist(), strong.tolist(), strict=True)
-    return [[pair for pair in zip(*row, strict=True) if pair[1] > 0] for row in rows]

@@ -129,8 +129,9 @@ def choose_from(
     if not bool(allowed.any()):
         named = [name for name in FilterOptions.model_fields if getattr(options, name)]
         named += ["retired behaviors"] if retired else []
+        verb = "leave" if len(named) > 1 or retired else "leaves"
         raise ConfigError(
-            f"{' and '.join(named)} leave none of the {behaviors.classes:,} behaviors; name fewer "
+            f"{' and '.join(named)} {verb} none of the {behaviors.classes:,} behaviors; name fewer "
             "to exclude, or more to choose from."
         )
     return Choice(options.top_k, allowed, groups, options.exclude_seen)

@@ -24,7 +24,8 @@ from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.data.user_state import UserState
 from behavegpt.decision import log_frequency, shift_of
 from behavegpt.embeddings.pooling import user_vectors, widths
-from behavegpt.explain import Explanations, Source, Why, explain, refuse_states
+from behavegpt.explain import Source, Why, explain, refuse_states
+from behavegpt.explanations import Explanations
 from behavegpt.filters import Choice, choose_from, without_seen
 from behavegpt.generation.constraints import Links
 from behavegpt.generation.result import Generated

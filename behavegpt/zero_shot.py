@@ -24,7 +24,8 @@ from behavegpt.data.given import Moment, check_names
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.tokenizer import EncodedHistories
 from behavegpt.errors import ConfigError
-from behavegpt.explain import Explanations, Source, Why, explain, refuse_states
+from behavegpt.explain import Source, Why, explain, refuse_states
+from behavegpt.explanations import Explanations
 from behavegpt.filters import choose_from, without_seen
 from behavegpt.ingest.asked import named_given, read_asked
 from behavegpt.ingest.guess import guess_schema

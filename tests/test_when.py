@@ -239,6 +239,7 @@ COMMANDS = {
         ["predict", "demo", "LOG", "--next", "3", "--thresholds"],
         "cannot be combined",
     ),
+    "next and when": (["predict", "demo", "LOG", "--next", "3", "--when"], "cannot be combined"),
     "no next": (["predict", "demo", "LOG", "--next", "0"], "steps"),
     "in the package": (["when", "demo", "data"], "is part of the package"),
     "no training": (["when", "universal", "data"], "predict universal LOG --when"),

@@ -49,7 +49,7 @@ RESULTS = (
     "behavegpt.fitting.FittedPredictor",
     "behavegpt.fitting.Evaluation",
     "behavegpt.predictions.Predictions",
-    "behavegpt.explain.Explanations",
+    "behavegpt.explanations.Explanations",
     "behavegpt.generation.result.Generated",
     "behavegpt.probing.result.ProbeResult",
     "behavegpt.probing.result.Scores",

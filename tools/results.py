@@ -144,6 +144,75 @@ def losses_table(split: str) -> str:
     return markdown(head, lines)
 
 
+# of features.jsonl: log -> (title, which features)
+FEATURED = {
+    "globo, 12,000 users": (
+        "Globo, 12,000 users, 78,687 training events, 3 epochs",
+        "device, system, environment, country, region, referrer of a user's first click",
+    ),
+    "Online Retail": ("Online Retail, 277,387 training events, 1 epoch", "country"),
+}
+ELAPSED = {"plain": "neither", "both": "both", "gap": "`gap`", "time": "`position_encoding: time`"}
+NUMBERS = {False: "without", True: "with `numeric: [files]`"}
+GIT = "git_activity, 1/12 of the authors"
+COUNTED = {"user_recent": "user recent, tuned", "mixture": "mixture, tuned"}
+
+
+def _of_log(log: str) -> list[Row]:
+    return [row for row in read_rows(RESULTS / "features.jsonl") if row["log"] == log]
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return str(len(rows)) if rows and "seed" in rows[0] else ""
+
+
+def features_table() -> str:
+    """What the features of users add, on each log."""
+    lines = []
+    for log, (title, features) in FEATURED.items():
+        rows = _of_log(log)
+        columns = [[row for row in rows if row.get("user_features") is on] for on in (False, True)]
+        recent = [row for row in rows if row["model"] == "user_recent"]
+        title += f" ({'/'.join(map(_seeds, columns))})"
+        lines.append([title, features, *map(cell, [*columns, recent])])
+    return markdown(["log (seeds)", "features", "without", "with", COUNTED["user_recent"]], lines)
+
+
+def variants_table(log: str, key: str, titles: dict[Any, str]) -> str:
+    """A line for each value of a setting, and for the counts."""
+    rows = _of_log(log)
+    groups = {title: [r for r in rows if r.get(key) == value] for value, title in titles.items()}
+    groups |= {title: [r for r in rows if r["model"] == name] for name, title in COUNTED.items()}
+    lines = [[title, _seeds(found), cell(found)] for title, found in groups.items() if found]
+    return markdown(["", "seeds", " / ".join(FIGURES.values())], lines)
+
+
+BASKET_FIGURES = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "hit@1", "macro_recall@5")
+
+
+def _basket_title(row: Row) -> str:
+    if row["model"] != "behavegpt":
+        return f"`{row['model']}`"
+    memory = ", memory" if row["memory"] else ""
+    inputs = "" if row["inputs"] == "all" else f", `inputs: {row['inputs']}`"
+    return f"BehaveGPT{memory}, {row['blocks'] or 'no'} blocks{inputs}"
+
+
+def baskets_table() -> str:
+    """Figures of whole baskets, the best NDCG@10 first."""
+    groups: dict[str, list[Row]] = {}
+    for row in read_rows(RESULTS / "baskets.jsonl"):
+        groups.setdefault(_basket_title(row), []).append(row)
+
+    lines = []
+    ndcg = {title: np.mean([row["ndcg@10"] for row in rows]) for title, rows in groups.items()}
+    for title, rows in sorted(groups.items(), key=lambda group: -ndcg[group[0]]):
+        values = [mean_and_deviation(row[name] for row in rows) for name in BASKET_FIGURES]
+        lines.append([title, _seeds(rows), *(text.replace("0.", ".") for text in values)])
+    names = [name.replace("ndcg", "NDCG").replace("_", " ") for name in BASKET_FIGURES]
+    return markdown(["", "seeds", *names], lines)
+
+
 FORECASTS = {  # generator in the rows -> in the table
     "forecast": "`behavegpt forecast`",
     "history density": "history density",
@@ -171,7 +240,34 @@ def forecast_table() -> str:
     return markdown(["forecast (seeds)", *logs.values()], lines)
 
 
+def scaling_table() -> str:
+    """Loss of each size by training events, without and with the memory; git activity."""
+    lines, sizes = [], []
+    for kind, name in (("plain", "scaling_git"), ("memory", "scaling_git_memory")):
+        rows = [row for row in read_rows(RESULTS / f"{name}.jsonl") if row["status"] == "done"]
+        losses: dict[tuple[int, str], dict[int, float]] = {}
+        by_size = sorted(rows, key=lambda row: row["params_without_embeddings"])
+        # no blocks first: the others are read beside them
+        for row in sorted(by_size, key=lambda row: not row["shape"].endswith("x0")):
+            shape = (row["params_without_embeddings"], row["shape"])
+            # a subset ends with a whole user: the size that was asked for is in the name
+            asked = float(row["run"].split("_e")[1].split("_")[0])
+            losses.setdefault(shape, {})[round(asked)] = row["loss"]
+        sizes = sorted({size for found in losses.values() for size in found} | set(sizes))
+        for (parameters, shape), found in losses.items():
+            blocks = "no blocks" if shape.endswith("x0") else f"{shape.replace('x', ' x ')} layers"
+            cells = [f"{found[size]:.3f}" if size in found else "-" for size in sizes]
+            lines.append([kind, f"{blocks}, {parameters:,}", *cells])
+    return markdown(["", "width, N without embeddings", *(f"{n:,} events" for n in sizes)], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "features": features_table,
+    "elapsed-newyork": lambda: variants_table("New York", "elapsed", ELAPSED),
+    "elapsed-git": lambda: variants_table(GIT, "elapsed", ELAPSED),
+    "numeric": lambda: variants_table(f"{GIT}, files touched", "numeric", NUMBERS),
+    "baskets": baskets_table,
+    "scaling-git": scaling_table,
     "forecast": forecast_table,
     "main": main_table,
     "blocks": blocks_table,

@@ -9,11 +9,12 @@ from behavegpt.cli.command import Arguments, Parser, give, named_logs, show
 from behavegpt.cli.probe import figure_cells
 
 if TYPE_CHECKING:
+    from behavegpt.predictor import Predictor
     from behavegpt.probing.result import ProbeResult
 
 MODE = "label"
 SHOWN = 20  # users
-_OPTIONS = ("labels", "at", "label", "label_user")
+_OPTIONS = ("labels", "at", "label", "label_user", "users")
 # options of `predict` that choose between behaviors
 _WITHOUT = (
     *("prior_correction", "thresholds", "location_now", "save", "when", "within", "now", "next"),
@@ -38,6 +39,11 @@ def label_arguments(parser: Parser) -> None:
         "--label-user",
         metavar="COLUMN",
         help="user column of the labels file (default: named as in the log)",
+    )
+    group.add_argument(
+        "--users",
+        metavar="TABLE",
+        help="user table, one row per user; for models whose data were prepared with --users",
     )
 
 
@@ -74,7 +80,7 @@ def finetune_label_command(arguments: Arguments) -> Any:
             advance(min(finished, total), name)
 
         result = finetune_label(
-            arguments.config,
+            _base(arguments),
             named_logs(arguments, logs),
             arguments.labels,
             arguments.at,
@@ -87,6 +93,21 @@ def finetune_label_command(arguments: Arguments) -> Any:
     _tell(arguments, result)
     say(f"model: {Path(out) / 'model'}; predict with it: behavegpt predict {out} LOG")
     return result.to_dict()
+
+
+def _base(arguments: Arguments) -> str | Predictor:
+    """The model that is fine-tuned, with what is known of its users."""
+    from behavegpt.cli.models import refuse_users
+    from behavegpt.shipped import is_universal
+    from behavegpt.trained_folder import load
+
+    model: str = arguments.config
+    if not arguments.users:
+        return model
+    if is_universal(model):
+        arguments.model = model
+        refuse_users(arguments)
+    return load(model).with_features(arguments.users)
 
 
 def _split_words(arguments: Arguments) -> tuple[list[str], str, list[str]]:
@@ -149,11 +170,13 @@ def predict_labels(arguments: Arguments) -> Any:
     if not arguments.logs:
         raise ConfigError(f"predict {arguments.model}: add the log files after the model.")
 
-    from behavegpt.cli.models import log_changes
+    from behavegpt.cli.models import log_changes, say_unread
 
-    said = load_label(arguments.model).predict(
-        named_logs(arguments, arguments.logs), at=arguments.at, columns=log_changes(arguments)
-    )
+    model = load_label(arguments.model).reading(log_changes(arguments))
+    if arguments.users:
+        model = model.with_features(arguments.users)
+    said = model.predict(named_logs(arguments, arguments.logs), at=arguments.at)
+    say_unread(said.unknown, said.rejected)
     given = give(arguments, said)
     if given is not None:
         return given

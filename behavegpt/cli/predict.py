@@ -30,7 +30,9 @@ def _predict_arguments(parser: Parser) -> None:
         nargs="*",
         help="log files with the training log's columns; any log with `universal`",
     )
-    parser.add_argument("--top-k", type=int, default=5, help="behaviors per user (default 5)")
+    parser.add_argument(
+        "--top-k", type=int, default=5, help="behaviors per user (default 5; at most all)"
+    )
     decision_arguments(parser)
     filter_arguments(parser)
     _moment_arguments(parser)

@@ -141,9 +141,9 @@ def _load_label(arguments: Arguments, logs: list[str]) -> LabelPredictor:
     """A model with a label head. Raises ConfigError for what is about behaviors, and for logs."""
     from behavegpt.cli.models import log_changes
     from behavegpt.errors import ConfigError
-    from behavegpt.labeling.predictor import LabelPredictor, load_label
+    from behavegpt.labeling.predictor import load_label
 
-    given = {"--given": arguments.given, "--save": arguments.save, "--users": arguments.users}
+    given = {"--given": arguments.given, "--save": arguments.save}
     for name, value in given.items():
         if value:
             raise ConfigError(f"{name}: {arguments.model} says a label of users; leave it out.")
@@ -152,9 +152,8 @@ def _load_label(arguments: Arguments, logs: list[str]) -> LabelPredictor:
             f"{', '.join(logs)}: {arguments.model} keeps no states of users; leave logs out."
         )
 
-    model = load_label(arguments.model, arguments.device)
-    changes = log_changes(arguments)
-    return LabelPredictor(model.model, model.tokenizer.reading(changes)) if changes else model
+    model = load_label(arguments.model, arguments.device).reading(log_changes(arguments))
+    return model.with_features(arguments.users) if arguments.users else model
 
 
 def _load(arguments: Arguments, logs: list[str]) -> Predictor | UniversalPredictor | LabelPredictor:

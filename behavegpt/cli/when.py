@@ -39,7 +39,7 @@ def when_arguments(parser: Parser) -> None:
 # options of `predict` that change which behaviors it lists
 _WITHOUT = (
     *("prior_correction", "thresholds", "at", "location_now", "save", "explain"),
-    *("among", "exclude", "exclude_seen", "per_group"),
+    *("among", "exclude", "exclude_seen", "per_group", "next"),
 )
 
 

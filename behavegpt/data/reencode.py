@@ -86,11 +86,18 @@ def fit_store(store: EventStore, tokenizer: EventTokenizer) -> EventStore:
     ]
 
     if lines:
-        raise CheckpointError(
-            f"{store.path} does not match the schema this model was trained with: "
-            f"{'; '.join(lines)}. Adapt the model: behavegpt finetune adapt/new_behavior "
+        remedy = (
+            "Adapt the model: behavegpt finetune adapt/new_behavior "
             f"base=MODEL data.path={store.path} out=RUN (adapt/cross_domain for another "
             "domain); or predict from raw logs with `behavegpt predict`."
+        )
+        # events become no baskets by fine-tuning
+        if tokenizer.event_schema.has_baskets != store.schema.has_baskets:
+            what = "with" if tokenizer.event_schema.has_baskets else "without"
+            remedy = f"Prepare the data {what} --group for this model."
+        raise CheckpointError(
+            f"{store.path} does not match the schema this model was trained with: "
+            f"{'; '.join(lines)}. {remedy}"
         )
 
     hashes = {field: v.hash for field, v in tokenizer.vocabulary.items()}

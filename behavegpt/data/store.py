@@ -233,8 +233,8 @@ def files_of(manifest: Manifest) -> list[str]:
 def _read_manifest(path: Path) -> Manifest:
     if not (path / "dataset.json").is_file():
         raise DataError(
-            f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare LOGS --out "
-            f"{path}"
+            f"{path}: not a prepared folder (no dataset.json); run: behavegpt prepare "
+            + (f"{path} --out DIR" if path.is_file() else f"LOGS --out {path}")
         )
     try:
         plain = json.loads((path / "dataset.json").read_bytes())

@@ -98,7 +98,7 @@ def choose_policies(
     if event is Source.TYPICAL and ("behavior", "event") not in links:
         raise ConfigError(
             "the model has no event head, so it cannot generate events; train with "
-            f"{TRAIN_HEADS}, or pass the prepared training data: --data DIR."
+            f"{TRAIN_HEADS}, or pass the prepared training data: behavegpt generate --data DIR."
         )
 
     # a place that the behavior is given is drawn before it, so no event can limit it

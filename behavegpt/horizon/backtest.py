@@ -78,20 +78,11 @@ def backtest(
     moment = int(whole.time.max()) - chosen.days * DAY
     if now is not None:
         moment = seconds_of(now, schema, "now")
-    past = whole.time <= moment
-    offsets = np.append(0, np.cumsum(past))[encoded.offsets]
-    users = np.flatnonzero(np.diff(offsets) > 0)
-    began = datetime.fromtimestamp(moment, UTC).isoformat()
-    if not len(users) or past.all():
-        side = "after" if past.all() else "before"
-        raise DataError(
-            f"the log has no events {side} {began}, where the days begin; take a longer log, fewer "
-            "days, or another time."
-        )
+    known, offsets = _until(moment, whole, encoded.offsets)
     warn_of_few(whole.time, moment + chosen.days * DAY, chosen.days)
 
     # users without a past are not asked about: nothing can be known of them
-    known = Columns(*(column[past] for column in whole))
+    users = np.flatnonzero(np.diff(offsets) > 0)
     forecaster = learn(known, offsets, schema, classes, chosen.days, seed=seed, step=step)
     moments = moments_at(whole, encoded.offsets, users, np.full(len(users), moment), schema)
     expected, chances = expected_of(forecaster, whole, moments, chosen.days)
@@ -116,6 +107,20 @@ def backtest(
         len(users),
         len(real.user),
     )
+
+
+def _until(moment: int, whole: Columns, offsets: np.ndarray) -> tuple[Columns, np.ndarray]:
+    """The events up to a moment, and offsets (users + 1,) of them. Raises DataError unless there
+    are some before it, and some behind."""
+    past = whole.time <= moment
+    if past.all() or not past.any():
+        side = "after" if past.all() else "before"
+        began = datetime.fromtimestamp(moment, UTC).isoformat()
+        raise DataError(
+            f"the log has no events {side} {began}, where the days begin; take a longer log, fewer "
+            "days, or another time."
+        )
+    return Columns(*(column[past] for column in whole)), np.append(0, np.cumsum(past))[offsets]
 
 
 def _stretch(columns: Columns, begin: np.ndarray, end: np.ndarray, now: np.ndarray) -> Timeline:

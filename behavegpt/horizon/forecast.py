@@ -107,21 +107,12 @@ def forecast(
 
     users = np.arange(len(encoded.users))
     asked = moments_at(histories, encoded.offsets, users, np.full(len(users), moment), schema)
-    expected, chances = expected_of(forecaster, histories, asked, chosen.days)
-    kept = _likeliest(expected, chances, chosen)
+    expected, chances = expected_of(forecaster, histories, asked, chosen.days, chosen.top_k)
+    kept = np.flatnonzero(chances[:, -1] >= chosen.least)
+    kept = kept[np.lexsort((expected.days[kept], expected.moment[kept]))]
     return _answer(
         encoded, tokenizer, expected, chances, kept, (moment, chosen.days, forecaster.moments)
     )
-
-
-def _likeliest(expected: Expected, chances: np.ndarray, chosen: ForecastOptions) -> np.ndarray:
-    """Indices of the `top_k` most probable events of each user that are probable enough, by user
-    and time."""
-    score = chances.mean(axis=1)
-    order = np.lexsort((-score, expected.moment))
-    place = np.arange(len(order)) - np.searchsorted(expected.moment, expected.moment[order])
-    kept = order[(place < chosen.top_k) & (chances[order, -1] >= chosen.least)]
-    return kept[np.lexsort((expected.days[kept], expected.moment[kept]))]
 
 
 def _answer(

@@ -28,6 +28,7 @@ from behavegpt.metrics.horizon import DELTAS
 from behavegpt.ragged import owners
 
 LEAST_MOMENTS = 50  # without which nothing is learned
+EARLIER = 0.3  # share of the events that are counted before the first moment
 MOMENTS = 12_000  # that are learned from, at most
 PER_USER = 8, 64  # of one user, of many users and of few: more repeat one another
 CHUNK = 1000  # moments whose expected events are in memory together
@@ -91,7 +92,10 @@ def learn(
     """
     end = int(columns.time.max())
     rng = np.random.default_rng(seed)
-    users, now = _draw(columns, offsets, end - days * DAY, rng)
+    until = end - days * DAY
+    before = columns.time[columns.time <= until]
+    begin = int(np.quantile(before, EARLIER)) if len(before) else until
+    users, now = _draw(columns, offsets, (begin, until), rng)
     if len(users) < LEAST_MOMENTS:
         raise DataError(
             f"{len(users)} moments to learn from, {LEAST_MOMENTS} are needed: events that are "
@@ -99,7 +103,8 @@ def learn(
         )
 
     moments = moments_at(columns, offsets, users, now, schema)
-    hours = hours_of(columns, np.ones(len(columns.time), bool), classes)
+    # counted before the first moment, so that none of them knows a later event of anybody
+    hours = hours_of(columns, columns.time <= begin, classes)
     parts = []
     for at in range(0, len(now), CHUNK):
         chunk = moments.slice(at, at + CHUNK)
@@ -112,7 +117,8 @@ def learn(
     known = torch.from_numpy(np.concatenate([came for _, came in parts])).float()
     mean = torch.from_numpy(facts.mean(0))
     deviation = torch.from_numpy(facts.std(0).clip(1e-6))
-    forecaster = Forecaster(_network(seed), mean, deviation, hours, len(now))
+    known_now = hours_of(columns, np.ones(len(columns.time), bool), classes)
+    forecaster = Forecaster(_network(seed), mean, deviation, known_now, len(now))
     half = len(now)
     _fit(
         forecaster.network,
@@ -140,29 +146,41 @@ def warn_of_few(time: np.ndarray, end: int, days: int) -> None:
 
 
 def expected_of(
-    forecaster: Forecaster, columns: Columns, moments: Moments, days: int
+    forecaster: Forecaster, columns: Columns, moments: Moments, days: int, top_k: int | None = None
 ) -> tuple[Expected, np.ndarray]:
-    """The events of the next `days` days of each moment, and their probabilities (N, D)."""
+    """The events of the next `days` days of each moment, or its `top_k` most probable ones, and
+    their probabilities (N, D)."""
     found, chances = [], []
     for at in range(0, len(moments.now), CHUNK):
         part = expect(columns, forecaster.hours, moments.slice(at, at + CHUNK), days)
-        chances.append(forecaster.chances(part.facts))
-        # the facts have told what they know: a million users' would fill the memory
-        found.append((part.moment + at, part.behavior, part.days))
+        sure = forecaster.chances(part.facts)
+        # what is not asked for, and the facts, go chunk by chunk: of a million users they would
+        # fill the memory
+        kept = slice(None) if top_k is None else _likeliest(part.moment, sure, top_k)
+        chances.append(sure[kept])
+        found.append((part.moment[kept] + at, part.behavior[kept], part.days[kept]))
 
     moment, behavior, place = (np.concatenate(column) for column in zip(*found, strict=True))
     none = np.zeros((len(moment), 0), np.float32)
     return Expected(moment, behavior, place, none), np.concatenate(chances)
 
 
+def _likeliest(moment: np.ndarray, chances: np.ndarray, top_k: int) -> np.ndarray:
+    """Indices, ascending, of the `top_k` most probable events of each moment."""
+    order = np.lexsort((-chances.mean(axis=1), moment))
+    place = np.arange(len(order)) - np.searchsorted(moment[order], moment[order])
+    return np.sort(order[place < top_k])
+
+
 def _draw(
-    columns: Columns, offsets: np.ndarray, until: int, rng: np.random.Generator
+    columns: Columns, offsets: np.ndarray, window: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Users (M,) and moments (M,) at or before `until`: half of them at an event, half between an
-    event and the next one, as users are asked about."""
+    """Users (M,) and moments (M,) of the window, its end included: half of them at an event, half
+    between an event and the next one, as users are asked about."""
+    begin, until = window
     lengths = np.diff(offsets)
     owner = owners(lengths)
-    fits = np.flatnonzero(columns.time <= until)
+    fits = np.flatnonzero((columns.time > begin) & (columns.time <= until))
 
     # as many of each user at most, drawn by a shuffle
     fits = fits[rng.permutation(len(fits))]

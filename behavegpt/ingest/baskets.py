@@ -106,6 +106,11 @@ def count_baskets(user: np.ndarray, number: np.ndarray) -> int:
     return int(((np.diff(user) != 0) | (np.diff(number) != 0)).sum()) + min(1, len(user))
 
 
-def describe_baskets(baskets: int, events: int) -> str:
-    """What a card and a dry run say of them."""
-    return f"{baskets:,} baskets of {events / max(1, baskets):.1f} events on average"
+def describe_baskets(baskets: int, events: int, users: int) -> str:
+    """What `prepare` and a card say of them."""
+    text = f"{baskets:,} baskets of {events / max(1, baskets):.1f} events on average"
+    if baskets <= users:
+        return f"{text}; every user has one alone, so there is no next one to predict"
+    if baskets == events:
+        return f"{text}; every event is a basket of its own: prepare the log without --group"
+    return text

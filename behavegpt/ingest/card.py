@@ -115,7 +115,7 @@ def _counts(card: CardFacts, min_events: int) -> str:
     if ties:
         lines.append(f"- {ties}")
     if manifest.baskets is not None:
-        lines.append(f"- {describe_baskets(manifest.baskets, manifest.events)}")
+        lines.append(f"- {describe_baskets(manifest.baskets, manifest.events, manifest.users)}")
     if len(left_out):
         lines.append(
             f"- left out: {len(left_out):,} users below {min_events} events "

@@ -11,17 +11,24 @@ from behavegpt.ingest.log_table import Source
 
 
 def build_dictionary(
-    con: duckdb.DuckDBPyConnection, source: Source, column: str, number: int, rule: str | None
+    con: duckdb.DuckDBPyConnection,
+    source: Source,
+    column: str,
+    number: int,
+    rule: str | None,
+    *,
+    amounts: bool = False,
 ) -> tuple[str, int]:
     """Make the tables `dictionary_{number}` (label, code, events) and `raw_{number}` (raw, code).
 
     Returns the column's rule, which is found out where none is given, and the number of rows with a
-    label.
+    label. Of `amounts` a float is as good as any: only ids must be exact.
     """
     values, dictionary, kind = f"values_{number}", f"dictionary_{number}", source.types[column]
     create_values(con, values, source.sql, column, kind)
 
-    check_exact(con, source.name, column, values, kind, rule)
+    if not amounts:
+        check_exact(con, source.name, column, values, kind, rule)
 
     if rule is None:
         rule = choose_rule(fitting_rules(con, values, kind))

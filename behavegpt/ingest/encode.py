@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from behavegpt.data.bins import Bins, vocabulary_type
+from behavegpt.data.bins import Bins, numbers, vocabulary_type
 from behavegpt.data.times import MICROS
 from behavegpt.data.vocabulary import Vocabulary
 from behavegpt.errors import DataError
@@ -251,12 +251,19 @@ def _check_labels(
     others = dict.fromkeys(plan.schema.numeric, "--extra")
     others |= dict.fromkeys(plan.schema.user_numeric, "--user-features")
     for field, option in others.items():
-        if field in result and not result[field].classes and len(labels[field]) > 1:
+        if field not in result or result[field].classes or len(labels[field]) == 1:
+            continue
+        # a column that was added to the log later
+        if not np.isnan(numbers(labels[field])).all():
             raise DataError(
-                f"{plan.source.name}: column {field!r} (numeric) holds no number in the training "
-                f"split, but such values as {labels[field][1].as_py()!r}; write numbers with a "
-                f"decimal point and no unit, or name the column with {option}."
+                f"{plan.source.name}: column {field!r} (numeric) holds numbers only after the "
+                "training split, so nothing can be learned of it; leave it out, or move the split."
             )
+        raise DataError(
+            f"{plan.source.name}: column {field!r} (numeric) holds no number in the training "
+            f"split, but such values as {labels[field][1].as_py()!r}; write numbers with a "
+            f"decimal point and no unit, or name the column with {option}."
+        )
 
 
 def _added_up(labels: pa.StringArray, counts: np.ndarray) -> tuple[pa.StringArray, np.ndarray]:

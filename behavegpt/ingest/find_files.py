@@ -22,6 +22,11 @@ def expand(log: str) -> list[Path]:
     if path.is_file():
         return [path]
 
+    if (path / "dataset.json").is_file() and (path / "columns").is_dir():
+        raise DataError(
+            f"{log}: a folder that `prepare` wrote, and a log is wanted here; name the log files "
+            "that it was prepared from."
+        )
     if path.is_dir():
         # all formats: what is no log is refused by name, not passed over
         members = [p for p in path.rglob("*") if not _is_hidden(p.relative_to(path))]

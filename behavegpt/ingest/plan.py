@@ -275,7 +275,9 @@ def make_plan(
         rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
         rules, nulls = dict(schema.label_rules), []
         for i, (field, column) in enumerate(columns.items()):
-            rules[field], labeled = build_dictionary(con, source, column, i, rules.get(field))
+            rules[field], labeled = build_dictionary(
+                con, source, column, i, rules.get(field), amounts=field in schema.numeric
+            )
             nulls.append(labeled < rows)
 
     # what was found out is part of the model: logs that come later are read the same way

@@ -45,6 +45,7 @@ from behavegpt.ingest.remarks import (
     not_numbers,
     one_label,
     without_clock,
+    without_group,
 )
 from behavegpt.ingest.sources import Logs, find_logs
 from behavegpt.ingest.user_table import read_user_table, with_features
@@ -183,6 +184,8 @@ def _tell_result(manifest: Manifest, tell: Tell) -> None:
     ties = describe_ties(manifest, MANY)
     if ties:
         tell(f"note: {ties}")
+    if manifest.baskets is not None:
+        tell(f"note: {describe_baskets(manifest.baskets, manifest.events, manifest.users)}")
     tell(f"{manifest.events:,} events of {manifest.users:,} users, hash {manifest.content_hash}")
 
 
@@ -210,7 +213,7 @@ def _baskets(encoded: Encoded) -> tuple[str, ...]:
         ordered = {name: column[index] for name, column in columns.items()}
         baskets += count_baskets(ordered["user"], basket_numbers(ordered))
         events += len(index)
-    return (describe_baskets(baskets, events),)
+    return (describe_baskets(baskets, events, int(encoded.kept.sum())),)
 
 
 def _encode(
@@ -270,6 +273,7 @@ def _fit(encoded: Encoded, logs: Logs, chosen: Preparation) -> _Read:
         clock,
         one_label(vocabularies, encoded.plan.schema),
         not_numbers(encoded),
+        without_group(encoded),
         about_users(encoded, vocabularies),
     )
 

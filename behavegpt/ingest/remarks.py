@@ -13,6 +13,8 @@ from behavegpt.data.bins import numbers
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import DAY, MICROS, zone
 from behavegpt.data.vocabulary import Vocabulary
+from behavegpt.errors import DataError
+from behavegpt.ingest.baskets import GROUP
 from behavegpt.ingest.column_names import CLOCKS, name_rank
 from behavegpt.ingest.encode import Encoded
 from behavegpt.ingest.sources import Logs
@@ -94,6 +96,8 @@ def not_numbers(encoded: Encoded) -> str | None:
     for field in encoded.plan.schema.numeric:
         labels, events = encoded.plan.labels(field), encoded.plan.events(field)
         bad = np.isnan(numbers(labels))
+        if len(labels) == 1:
+            return f"{field!r} has no value at all, so it tells a model nothing: leave it out"
         bad[0] = False  # null is legal
         if bad.any():
             example = labels[int(np.flatnonzero(bad)[0])].as_py()
@@ -104,6 +108,19 @@ def not_numbers(encoded: Encoded) -> str | None:
     return None
 
 
+def without_group(encoded: Encoded) -> str | None:
+    """What to say of rows that no value of the group puts into a basket."""
+    if not encoded.plan.grouping:
+        return None
+    missing = encoded.rows - int(encoded.plan.events(GROUP).sum())
+    if not missing:
+        return None
+    return (
+        f"{missing:,} of {encoded.rows:,} rows have no {encoded.plan.schema.group!r}: a user's "
+        "rows of one time are a basket then"
+    )
+
+
 def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str | None:
     """What to say of the users' features: who has none, and which tells users apart by name."""
     if encoded.users is None:
@@ -111,11 +128,16 @@ def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str
 
     # users who are left out are not spoken of
     kept = pa.array(encoded.kept)
-    there = encoded.users.has(encoded.plan.labels("user").filter(kept))  # (users,)
+    users = encoded.plan.labels("user").filter(kept)
+    there = encoded.users.has(users)  # (users,)
+    if not there.any():
+        raise DataError(_nobody_known(encoded.users.users, users))
     text = f"features of {int(there.sum()):,} of {len(there):,} users are known"
 
     for field, labels in encoded.features().items():
         labels = labels.filter(kept)
+        if not vocabularies[field].classes:
+            text += f"; {field!r} has no value in the training split: leave it out"
         if field in encoded.plan.schema.user_numeric:
             values = labels.drop_null()
             bad = np.isnan(numbers(values))
@@ -130,6 +152,15 @@ def about_users(encoded: Encoded, vocabularies: Mapping[str, Vocabulary]) -> str
                 "name it with --user-numeric if it is a number"
             )
     return text
+
+
+def _nobody_known(table: pa.Array, log: pa.Array) -> str:
+    """Why a table of users and a log that share none are refused."""
+    examples = [", ".join(map(repr, names[:3].to_pylist())) or "none" for names in (table, log)]
+    return (
+        f"the table of users has no row for any of the {len(log):,} users of the log; write the "
+        f"users alike in both. In the table: {examples[0]}; in the log: {examples[1]}."
+    )
 
 
 def _share_at_midnight(encoded: Encoded) -> float:

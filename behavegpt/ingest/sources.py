@@ -130,13 +130,20 @@ def check_columns(logs: Logs, needed: Mapping[str, str]) -> None:
         hint = closest(column, names)
         known = "" if hint.startswith("Known") else f" Columns: {listed}."
 
-        option = f"--{role}" if role in ROLES else "--extra"
+        what, remedy = f"the {role}", f"Name the right one with --{role} COLUMN"
+        # a trained model's further inputs have the names that they had in training
+        if role not in ROLES:
+            what = "a further input"
+            remedy = (
+                "In `prepare`, name the right one with --extra or --numeric COLUMN. For a trained "
+                f"model, rename it to {column!r}"
+            )
         headless = (
             ", or put a line of names first if the file has none" if logs.format == "csv" else ""
         )
 
         raise DataError(
-            f"{where}: no column {column!r} (the {role}). "
+            f"{where}: no column {column!r} ({what}). "
             f"{hint.replace('Known', 'Columns')}{known} "
-            f"Name the right one with {option} COLUMN{headless}."
+            f"{remedy}{headless}."
         )

@@ -35,7 +35,10 @@ def survey_rows(
 ) -> Survey:
     """The findings of an open source; `columns` are those of the labels."""
     order = order_is_whole(con, source, schema.order) if schema.order else None
-    rules = tuple(_label_rules(con, source, column) for column in columns.values())
+    rules = tuple(
+        _label_rules(con, source, column, field in schema.numeric)
+        for field, column in columns.items()
+    )
     # last, as it is the cheapest: a column that cannot be read has ended the survey before
     rows = one_row(con, f"SELECT count(*) FROM {source.sql}")[0]
     return Survey(rows, survey_times(con, source, schema), order, rules)
@@ -72,12 +75,15 @@ def order_is_whole(con: duckdb.DuckDBPyConnection, source: Source, column: str) 
     return whole
 
 
-def _label_rules(con: duckdb.DuckDBPyConnection, source: Source, column: str) -> list[str] | None:
-    """Rules that the labels of a column fit; None without any label."""
+def _label_rules(
+    con: duckdb.DuckDBPyConnection, source: Source, column: str, amounts: bool
+) -> list[str] | None:
+    """Rules that the labels of a column, or its `amounts`, fit; None without any."""
     kind = source.types[column]
     create_values(con, "behavegpt_values", source.sql, column, kind)
     # numbers too large for a float would be one label with their neighbors
-    check_exact(con, source.name, column, "behavegpt_values", kind, None)
+    if not amounts:
+        check_exact(con, source.name, column, "behavegpt_values", kind, None)
     rules = fitting_rules(con, "behavegpt_values", kind)
     # one column at a time: all of them together may not fit the memory
     con.execute("DROP TABLE behavegpt_values")

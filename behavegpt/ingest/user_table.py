@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from behavegpt.config import closest
 from behavegpt.data.database import connect, quoted, reading
@@ -69,7 +70,14 @@ def with_features(schema: EventSchema, table: Any) -> EventSchema:
     if not schema.features:
         columns = tuple(column for column in logs.columns if column != schema.user)
         changed = {"user_features": columns}
-        schema = EventSchema.model_validate(schema.model_dump() | changed)
+        try:
+            schema = EventSchema.model_validate(schema.model_dump() | changed)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise DataError(
+                f"{logs.name}: {why}; without --user-features and --user-numeric, all columns of "
+                "the table of users are features: name those that are."
+            ) from None
     _check(logs, schema)
     if not schema.features:
         raise DataError(
@@ -90,7 +98,7 @@ def read_user_table(table: Any, schema: EventSchema) -> UserTable:
     _check(logs, schema)
 
     columns = {"user": schema.user} | {name: name for name in schema.features}
-    texts, rules = _read(logs, columns, schema.label_rules)
+    texts, rules = _read(logs, columns, schema)
     # a row of nobody says nothing, and two of them would be two rows of one user
     texts = texts.filter(pc.is_valid(texts["user"]))
 
@@ -121,9 +129,10 @@ def _check(logs: Logs, schema: EventSchema) -> None:
 
 
 def _read(
-    logs: Logs, columns: Mapping[str, str], rules: Mapping[str, str]
+    logs: Logs, columns: Mapping[str, str], schema: EventSchema
 ) -> tuple[pa.Table, dict[str, str]]:
     """Columns as labels, by field, and the rule of each."""
+    rules = schema.label_rules
     # a few rows of a request need no database, which takes tens of milliseconds to start
     few = read_labels(logs, columns, rules)
     if few is not None:
@@ -136,7 +145,8 @@ def _read(
         for number, (field, column) in enumerate(columns.items()):
             check_type(source, field, column)
             rule = rules.get(field)
-            found[field] = build_dictionary(con, source, column, number, rule)[0]
+            amounts = field in schema.user_numeric
+            found[field] = build_dictionary(con, source, column, number, rule, amounts=amounts)[0]
 
         # a LEFT JOIN: a missing value is an unknown label, not a user less
         names = ", ".join(f"d{i}.label AS {quoted(field)}" for i, field in enumerate(fields))

@@ -9,6 +9,7 @@ Shapes: U users, K classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class UserLabels(Tabular):
     classes: tuple[str, ...]  # empty for numbers
     values: np.ndarray  # (U, K) probabilities, or (U, 1) numbers
     at: int  # epoch seconds; all events that were looked at are earlier
+    unknown: Mapping[str, int]  # events whose label the model does not know, by field
+    rejected: Mapping[str, int]  # rows that could not be read, by reason
 
     def __len__(self) -> int:
         return len(self.users)
@@ -65,6 +68,14 @@ class LabelPredictor:
     def __init__(self, model: BehaveGPTForUserLabels, tokenizer: EventTokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
+    def reading(self, columns: Mapping[str, Any]) -> LabelPredictor:
+        """The predictor of logs whose columns differ from the training log's."""
+        return LabelPredictor(self.model, self.tokenizer.reading(columns))
+
+    def with_features(self, users: EventData) -> LabelPredictor:
+        """The predictor that knows what a table says of the users, as Predictor.with_features."""
+        return LabelPredictor(self.model, self.tokenizer.with_features(users))
+
     def predict(
         self, events: EventData, *, at: Any = None, columns: Mapping[str, Any] | None = None
     ) -> UserLabels:
@@ -74,7 +85,9 @@ class LabelPredictor:
         `events`: files, a table, a mapping of columns or a list of rows; `columns`: how they differ
         from the model's, such as {"user": "uid"}. Raises DataError without any event.
         """
-        tokenizer = self.tokenizer.reading(columns) if columns else self.tokenizer
+        if columns:
+            return self.reading(columns).predict(events, at=at)
+        tokenizer = self.tokenizer
         schema = tokenizer.event_schema
 
         moment = None if at is None else seconds_of(at, schema)
@@ -83,7 +96,8 @@ class LabelPredictor:
         if isinstance(rows, (list, tuple)) and rows and isinstance(rows[0], Mapping):
             rows = rows_as_columns(rows)
         # as a table, not in ids: aggregates count events of unknown labels too
-        table = tokenizer.read(as_logs(rows, schema)).table
+        read = tokenizer.read(as_logs(rows, schema))
+        table, rejected = read.table, Counter(read.rejects["reason"].to_pylist())
         if moment is None and len(table):
             # a second behind the last event: aggregates tell how long ago it was
             moment = pc.max(table["time"]).as_py() // MICROS + 1
@@ -93,11 +107,13 @@ class LabelPredictor:
             when = "at all" if moment is None else f"before {shown(moment)}"
             raise DataError(f"the log has no usable event {when}; name a later date.")
         # without a predictor: a label head asks for no vectors of another model
-        past = Past(before, tokenizer.encode_table(before), None, moment)
+        past = Past(before, tokenizer.encode_table(before, rejected), None, moment)
         said = outputs(self.model, Examples(past.encoded, aggregates(past, schema)))
-        config = self.model.config
+        config, encoded = self.model.config, past.encoded
+        classes = tuple(config.classes or ())
         return UserLabels(
-            past.encoded.users, config.label, tuple(config.classes or ()), said, moment
+            *(encoded.users, config.label, classes, said, moment, encoded.unknown),
+            encoded.rejected,
         )
 
 

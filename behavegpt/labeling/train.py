@@ -48,10 +48,7 @@ def make_model(
     base: BehaveGPTForBehaviorPrediction, answers: Answers, train: Examples, seed: int
 ) -> BehaveGPTForUserLabels:
     """The base's transformer with a fresh head, scaled by the training users."""
-    # counts, history and given fields belong to the prediction of behaviors
-    without = {"memory": False, "memory_experts": None, "history_head": False, "given": None}
     shape: dict[str, Any] = {name: getattr(base.config, name) for name in _SHAPE}
-    shape |= without | {"next_heads": None}
     if not answers.classes:
         shape |= {"mean": float(answers.target.mean()), "spread": float(answers.target.std())}
     classes = list(answers.classes) or None
@@ -70,13 +67,12 @@ def make_model(
     return model
 
 
-_SHAPE = (
-    *("field_sizes", "field_order", "num_behaviors", "behavior_is_event", "embedding_size"),
-    *("num_hidden_layers", "num_attention_heads", "intermediate_size", "head_size", "max_length"),
-    *("position_encoding", "dropout", "layer_norm_eps", "initializer_range", "tokenizer_hash"),
-    "baskets",
-)
-assert all(hasattr(BehaveGPTConfig(), name) for name in _SHAPE)
+# what of a config belongs to the prediction of behaviors; all else shapes the transformer
+_OF_BEHAVIORS = {
+    *("memory", "memory_experts", "history_head", "tied_head", "next_heads", "given", "retired"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+}
+_SHAPE = tuple(name for name in BehaveGPTConfig.__annotations__ if name not in _OF_BEHAVIORS)
 
 
 def train_label(

@@ -176,11 +176,9 @@ class BehaveGPTForBehaviorPrediction(EventGenerationMixin, BehaveGPTPreTrainedMo
 
         labels, select, criterion = request.labels, request.select, request.criterion
         if labels is not None and criterion is not None and events.cache is None:
-            # training: the loss makes the logits itself, chunk by chunk, so that (N, K) never
-            # exists at once
-            # (B, R) bool; of baskets (N,), where all are asked for
-            chosen = labels != IGNORED
+            chosen = labels != IGNORED  # (B, R) bool; of baskets (N,), where all are asked for
             predicted = self.predicted(encoded, events, None if events.baskets else chosen)
+            # the loss makes the logits itself, in chunks, so that (N, K) never exists at once
             loss = self.loss(predicted, labels[chosen], criterion)
             output.loss, output.class_loss, output.class_count = loss
 

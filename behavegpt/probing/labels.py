@@ -122,6 +122,11 @@ def _typed(
     numbers = [_number(text) for text in distinct]
     strange = next((t for t, n in zip(distinct, numbers, strict=True) if n is None), None)
 
+    measured = np.array([n for n in numbers if n is not None])
+    # amounts of which some are infinite are no classes
+    if task == "auto" and strange is not None and _measures(measured):
+        texts_of_none = (text for text, n in zip(distinct, numbers, strict=True) if n is None)
+        task = "regression" if all(map(_is_infinite, texts_of_none)) else task
     if task == "regression" and strange is not None:
         raise DataError(
             f"{name}: column {column!r} holds {strange[:60]!r}, which is no finite number; mend "
@@ -148,6 +153,11 @@ def _measures(values: np.ndarray) -> bool:
     """Whether distinct numbers are amounts rather than classes."""
     # also of few values: 1.5 is no name of a class
     return len(values) > MOST_CLASSES or bool((values != np.floor(values)).any())
+
+
+def _is_infinite(text: str) -> bool:
+    """Whether a text is a number, but no finite one."""
+    return text.strip("+-").lower() in ("inf", "infinity", "nan")
 
 
 def _number(text: str) -> float | None:

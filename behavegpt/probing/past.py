@@ -5,6 +5,8 @@ Shapes: E events and U users before the moment, D vector width.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,14 +69,16 @@ def read_log(
     if isinstance(predictor, Predictor) or predictor.counted:
         tokenizer = predictor.tokenizer.reading(columns) if columns else predictor.tokenizer
         schema = tokenizer.event_schema
-        table = tokenizer.read(as_logs(logs, schema)).table
+        read = tokenizer.read(as_logs(logs, schema))
     else:
         schema = guess_schema(logs, columns)[0]
-        table = read_events(logs, schema).table
+        read = read_events(logs, schema)
 
-    if not len(table):
+    if not len(read.table):
         raise DataError(f"{name}: no usable event to read.")
-    return Log(table, schema, str(name))
+    for reason, rows in Counter(read.rejects["reason"].to_pylist()).items():
+        warnings.warn(f"{name}: {rows:,} rows left out: {reason}", stacklevel=3)
+    return Log(read.table, schema, str(name))
 
 
 def past_of(

@@ -178,7 +178,7 @@ def ask(labels: Labels, log: Log, moment: int, settings: ProbeSettings) -> Quest
     if len(users) < settings.min_users:
         raise DataError(
             f"{len(users):,} of the {len(labels.users):,} labeled users have an event before "
-            f"{shown(moment)}; at least {settings.min_users} are needed (--min-users). Do the "
+            f"{shown(moment)}; at least {settings.min_users} are needed (min_users). Do the "
             f"labels write users as the log does? There: {_some(labels.users)}; in the log: "
             f"{_some(users_before(log, moment))}."
         )

@@ -54,7 +54,11 @@ class UpdateResult(Tabular):
             [NAMES.get(name, name), *(_text(figures.get(figure)) for figure in FIGURES)]
             for name, figures in scored.items()
         ]
-        title = f"{scored['model']['targets']:,} new events, predicted before they were learned"
+        people = f"{self.row['users']:,} users, {self.row['new_users']:,} of them new"
+        title = (
+            f"{scored['model']['targets']:,} new events of {people}, predicted before they were "
+            "learned"
+        )
         return Sheet(("model", *FIGURES), rows, title)
 
     def _judged(self) -> Sheet:

@@ -8,6 +8,7 @@ import pytest
 from behavegpt.data.memory_columns import SLOTS, Columns
 from behavegpt.data.schema import EventSchema
 from behavegpt.data.times import DAY
+from behavegpt.horizon import learn as learning
 from behavegpt.horizon.expected import (
     BEHAVIORS,
     FACTS,
@@ -15,6 +16,7 @@ from behavegpt.horizon.expected import (
     RARE,
     TURNS,
     Expected,
+    Hours,
     Moments,
     expect,
     happened,
@@ -192,3 +194,21 @@ def test_the_hours_of_everybody_are_shares_of_the_day():
     hours = hours_of(columns, np.ones(len(columns.time), bool), CLASSES)
     assert hours.share.shape == (CLASSES, SLOTS)
     np.testing.assert_allclose(hours.share.sum(1), 1)
+
+
+def test_what_everybody_does_is_counted_before_the_first_moment_that_is_learned(monkeypatch):
+    columns, offsets = random_log(2, users=60)
+    counted, asked_at = [], []
+
+    def count(columns: Columns, used: np.ndarray, classes: int) -> Hours:
+        counted.append(columns.time[used].max())
+        return hours_of(columns, used, classes)
+
+    def draw(columns: Columns, hours: Hours, moments: Moments, days: int) -> Expected:
+        asked_at.append(moments.now.min())
+        return expect(columns, hours, moments, days)
+
+    monkeypatch.setattr(learning, "hours_of", count)
+    monkeypatch.setattr(learning, "expect", draw)
+    learning.learn(columns, offsets, SCHEMA, CLASSES, 5)
+    assert counted[0] < min(asked_at) and counted[1] == columns.time.max()

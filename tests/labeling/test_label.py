@@ -109,6 +109,12 @@ def test_what_is_read_back_says_the_same(
     assert said.classes == ("false", "true")
     np.testing.assert_allclose(said.values.sum(1), 1)
 
+    strange = events.assign(event="unheard of", timestamp=events["timestamp"].astype(str))
+    strange.loc[strange.index[0], "timestamp"] = "soon"
+    told = model.predict(strange, at=AT)
+    assert told.unknown["event"] > said.unknown["event"] and told.unknown["location"] == 0
+    assert dict(told.rejected) == {"time cannot be read": 1}
+
     # the same user alone; users of a call change nothing
     alone = events[events["user_id"] == int(said.users[5].as_py())]
     np.testing.assert_allclose(model.predict(alone, at=AT).values[0], said.values[5], atol=1e-5)
@@ -189,11 +195,24 @@ def test_bad_input_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+LABEL_HEAD = ("LOG", "--mode", "label", "--labels", "TABLE", "--at", AT, "out=x")
 COMMANDS = {
     "no labels": (["finetune", "demo", "LOG", "--mode", "label", "--at", AT, "out=x"], "--labels"),
     "no out": (["finetune", "demo", "LOG", "--mode", "label", "--labels", "TABLE"], "--at DATE"),
     "no mode": (["finetune", "adapt/new_behavior", "--at", AT], "option of --mode label"),
     "filters": (["predict", "RUN", "LOG", "--exclude-seen"], "about behaviors"),
+    "no features": (
+        ["predict", "RUN", "LOG", "--users", "TABLE"],
+        "reads no features of users",
+    ),
+    "no features to learn from": (
+        ["finetune", "demo", *LABEL_HEAD, "--users", "TABLE"],
+        "reads no features of users",
+    ),
+    "users of the universal model": (
+        ["finetune", "universal", *LABEL_HEAD, "--users", "TABLE"],
+        "--users is for trained models",
+    ),
     "no log": (["predict", "RUN"], "add the log files"),
 }
 

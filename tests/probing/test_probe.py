@@ -276,6 +276,10 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], Any], dict[str, Any], str]] = {
     "a user twice": (lambda t: pd.concat([t, t.assign(churned=~t["churned"])]), {}, "two labels"),
     "all empty": (lambda t: t.assign(churned=None), {}, "no row has both"),
     "no number": (lambda t: t, {"label": "segment", "task": "regression"}, "no finite number"),
+    "infinite amounts": (
+        lambda t: t.assign(amount=np.where(t.index % 9, t["amount"], np.inf)),
+        *({"label": "amount"}, "'inf', which is no finite number"),
+    ),
     "one value": (lambda t: t.assign(amount=2.5), {"label": "amount"}, "nothing to predict"),
     "before the log": (lambda t: t, {"at": "2009-01-01"}, "outside the log"),
     "after the log": (lambda t: t, {"at": "2012-01-01"}, "outside the log"),
@@ -343,6 +347,15 @@ def test_rows_without_a_label_or_a_user_are_left_out_and_counted(
     facts = asked(universal, events, text, label="segment").facts
     assert facts["rows_without_user_or_label"] == 5 == facts["unlabeled_users"]
     assert facts["users"] == len(labels) - 5 and list(facts["classes"]) == ["many", "none", "some"]
+
+
+def test_rows_that_cannot_be_read_are_told(
+    universal: Any, events: pd.DataFrame, labels: pd.DataFrame
+) -> None:
+    broken = events.assign(timestamp=events["timestamp"].astype(str))
+    broken.loc[broken.index[:7], "timestamp"] = "soon"
+    with pytest.warns(UserWarning, match="7 rows left out: time cannot be read"):
+        asked(universal, broken, labels)
 
 
 def test_a_part_that_the_model_does_not_have_is_refused(universal: Any, events: Any) -> None:

@@ -89,8 +89,9 @@ def test_an_ensemble_tells_what_it_chose(
 ) -> None:
     # no network: the narrower vectors are the better ones
     monkeypatch.setattr(choice, "held_out_score", lambda vectors, *_: 1 / vectors.shape[1])
+    data = shutil.copytree(labelled, tmp_path / "data")
     tree: dict[str, Any] = {
-        "data": {"path": str(labelled)},
+        "data": {"path": str(data)},
         "out": str(tmp_path / "run"),
         "members": {"stats": {"kind": "handcrafted", "families": ["prices"]}},
         "ensembles": {
@@ -103,14 +104,12 @@ def test_an_ensemble_tells_what_it_chose(
     settings = ProfileSettings.model_validate(tree)
     run(settings)
     report = json.loads((tmp_path / "run" / "ensembles" / "all" / "ensemble.json").read_text())
-    assert (
-        report["after"]
-        == {"small": [{"pca": 2, "whiten": False}], "wide": ["center"]}[report["choice"]["chosen"]]
-    )
-    assert [line["candidate"] for line in report["choice"]["table"]] == ["small", "wide"]
+    assert report["after"] == [{"pca": 2, "whiten": False}]
+    assert (report["choice"]["chosen"], report["dimensions"]) == ("small", 2)
+    assert [line["candidate"] for line in report["choice"]["table"]] == ["wide", "small"]
     assert run(settings)["ensembles"]["all"]["status"] == "kept"
     # other labels may choose otherwise
-    write_window(labelled, "train", np.load(labelled / "target" / "active_clients.npy")[1::2])
+    write_window(data, "train", np.load(data / "target" / "active_clients.npy")[1::2])
     assert run(settings)["ensembles"]["all"]["status"] == "built"
 
 

@@ -372,7 +372,7 @@ def test_the_command_prints_the_drift_report(
     argv = [str(place / "run"), str(place / "renamed.parquet"), "--user", "customer"]
     assert main(["update", *argv, "--steps", "1", "--margin", "1"]) == 0
     captured = capsys.readouterr()
-    for text in ("decayed user counts", "unknown now", "2011-10-14", "calibration_error"):
+    for text in ("decayed user counts", "unknown now", "2011-10-14", "of them new"):
         assert text in captured.out
     assert "learn again what belonged to the previous weights: thresholds.json" in captured.err
 
