@@ -240,6 +240,33 @@ def forecast_table() -> str:
     return markdown(["forecast (seeds)", *logs.values()], lines)
 
 
+TRANSFERS = {  # mode of eval/cross_domain.py -> in the table
+    "most_frequent": "most frequent",
+    "user_recent": "user recent, tuned",
+    "mixture": "mixture of the counts, tuned",
+    "universal": "universal, which knows no git",
+    "scratch": "trained from scratch",
+    "cross_domain": "pretrained, `cross_domain`",
+    "transformer_only": "pretrained, `transformer_only`",
+    "lora": "pretrained, `lora`",
+    "full": "pretrained, `full`",
+}
+
+
+def transfer_table() -> str:
+    """Repositories never seen: each mode by the share of their users that it learns from."""
+    rows = read_rows(RESULTS / "cross_domain_git.jsonl")
+    shares = sorted({row["share"] for row in rows})
+    lines = []
+    for mode, title in TRANSFERS.items():
+        found = [
+            [row for row in rows if row["mode"] == mode and row["share"] == share]
+            for share in shares
+        ]
+        lines.append([title, *(f"{cell(part)} ({len(part)})" if part else "-" for part in found)])
+    return markdown(["model (seeds)", *(f"{share:.0%} of the users" for share in shares)], lines)
+
+
 def scaling_table() -> str:
     """Loss of each size by training events, without and with the memory; git activity."""
     lines, sizes = [], []
@@ -268,6 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "numeric": lambda: variants_table(f"{GIT}, files touched", "numeric", NUMBERS),
     "baskets": baskets_table,
     "scaling-git": scaling_table,
+    "transfer-git": transfer_table,
     "forecast": forecast_table,
     "main": main_table,
     "blocks": blocks_table,

@@ -454,4 +454,4 @@ def test_countries_of_customers_are_a_feature(
 
 def plain_of(model: behavegpt.Predictor) -> behavegpt.Predictor:
     """The predictor that knows nobody."""
-    return model._with(model.tokenizer._with(users=None))
+    return model._with(tokenizer=model.tokenizer._with(users=None))
