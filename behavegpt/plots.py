@@ -121,20 +121,7 @@ def frontier(
     Dashed: the frontier of those that no other beats in both. Points below `within` times the best
     weighted recall are left out, so that the others can be told apart.
     """
-
-    recalls: dict[str, list[list[float]]] = {}
-    for row in rows:
-        recalls.setdefault(row[group], []).append([row["rec_w"], row["rec_m"]])
-
-    # rows of one value are its seeds: (seeds, 2) weighted and macro recall
-    points = {name: np.array(values) for name, values in recalls.items()}
-    best = max(values[:, 0].mean() for values in points.values())
-    shown = {
-        name: values for name, values in points.items() if values[:, 0].mean() >= within * best
-    }
-    # from the right: the first one is on the frontier in any case
-    ordered = sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
-
+    ordered = _by_weighted_recall(rows, group, within)
     means = np.array([values.mean(0) for _, values in ordered])
     reach = 0.015 * np.ptp(means, axis=0)  # nearer points would share one place for their numbers
     unbeaten = _unbeaten(means)
@@ -164,6 +151,25 @@ def frontier(
             title="Macro against weighted recall", xlabel="weighted recall", ylabel="macro recall"
         )
     return out
+
+
+def _by_weighted_recall(
+    rows: Sequence[dict[str, Any]], group: str, within: float
+) -> list[tuple[str, np.ndarray]]:
+    """Each value of `group` that is shown, best first, with the weighted and macro recall (seeds,
+    2) of its rows."""
+    recalls: dict[str, list[list[float]]] = {}
+    for row in rows:
+        recalls.setdefault(row[group], []).append([row["rec_w"], row["rec_m"]])
+
+    # rows of one value are its seeds: (seeds, 2) weighted and macro recall
+    points = {name: np.array(values) for name, values in recalls.items()}
+    best = max(values[:, 0].mean() for values in points.values())
+    shown = {
+        name: values for name, values in points.items() if values[:, 0].mean() >= within * best
+    }
+    # from the right: the first one is on the frontier in any case
+    return sorted(shown.items(), key=lambda item: -item[1][:, 0].mean())
 
 
 def _unbeaten(points: np.ndarray) -> np.ndarray:

@@ -102,24 +102,18 @@ def learn(
             f"followed by {days} more days of the log. Take a longer log, or fewer days."
         )
 
-    moments = moments_at(columns, offsets, users, now, schema)
     # counted before the first moment, so that none of them knows a later event of anybody
     hours = hours_of(columns, columns.time <= begin, classes)
-    parts = []
-    for at in range(0, len(now), CHUNK):
-        chunk = moments.slice(at, at + CHUNK)
-        expected = expect(columns, hours, chunk, days)
-        came = happened(columns, expected, chunk, offsets[users[at : at + CHUNK] + 1])
-        parts.append((expected.facts, came))
-        step(min(at + CHUNK, len(now)), 2 * len(now))
-
-    facts = np.concatenate([part for part, _ in parts])
-    known = torch.from_numpy(np.concatenate([came for _, came in parts])).float()
+    moments = moments_at(columns, offsets, users, now, schema)
+    facts, came = _read(columns, hours, moments, offsets[users + 1], days, step)
+    if not len(facts):
+        raise DataError("no event has a behavior, so there is nothing to forecast.")
     mean = torch.from_numpy(facts.mean(0))
     deviation = torch.from_numpy(facts.std(0).clip(1e-6))
     known_now = hours_of(columns, np.ones(len(columns.time), bool), classes)
     forecaster = Forecaster(_network(seed), mean, deviation, known_now, len(now))
-    half = len(now)
+    known = torch.from_numpy(came).float()
+    half = len(now)  # of the bar: reading, then fitting
     _fit(
         forecaster.network,
         forecaster._scaled(facts),
@@ -128,6 +122,23 @@ def learn(
         seed,
     )
     return forecaster
+
+
+def _read(
+    columns: Columns, hours: Hours, moments: Moments, until: np.ndarray, days: int, step: Step
+) -> tuple[np.ndarray, np.ndarray]:
+    """Facts (N, F) of what the moments let expect, and whether it happened (N, D); `until` (M,):
+    where the events of each moment's user end."""
+    facts, came = [], []
+    number = len(moments.now)
+    for at in range(0, number, CHUNK):
+        chunk = moments.slice(at, at + CHUNK)
+        expected = expect(columns, hours, chunk, days)
+        facts.append(expected.facts)
+        came.append(happened(columns, expected, chunk, until[at : at + CHUNK]))
+        step(min(at + CHUNK, number), 2 * number)
+
+    return np.concatenate(facts), np.concatenate(came)
 
 
 def warn_of_few(time: np.ndarray, end: int, days: int) -> None:

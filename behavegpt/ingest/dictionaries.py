@@ -35,12 +35,10 @@ def build_dictionary(
 
     # then one table is both
     own = _one_label_each(rule, kind)
-    written = values if own else f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
-    labels = (
-        written
-        if own
-        else f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
-    )
+    written = labels = values
+    if not own:
+        written = f"(SELECT raw, {RULES[rule].sql} AS label, events FROM {values})"
+        labels = f"(SELECT label, sum(events)::BIGINT AS events FROM {written} GROUP BY label)"
 
     # codes in text order, so that they do not depend on the order of rows or files
     con.execute(
@@ -53,13 +51,11 @@ def build_dictionary(
     )
     shrink_codes(con, number, count)
 
-    if own:
-        con.execute(f"CREATE VIEW raw_{number} AS SELECT raw, code FROM {dictionary}")
-    else:
-        con.execute(
-            f"CREATE TABLE raw_{number} AS SELECT w.raw, d.code FROM {written} w JOIN "
-            f"{dictionary} d USING (label)"
-        )
+    codes = f"VIEW raw_{number} AS SELECT raw, code FROM {dictionary}"
+    if not own:
+        joined = f"{written} w JOIN {dictionary} d USING (label)"
+        codes = f"TABLE raw_{number} AS SELECT w.raw, d.code FROM {joined}"
+    con.execute(f"CREATE {codes}")
 
     # as large as the dictionary, and the next column needs the room
     con.execute(f"DROP TABLE {values}")

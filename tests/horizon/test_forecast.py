@@ -206,3 +206,10 @@ def test_a_log_that_ends_with_a_wrong_date_is_told(file):
     now = (FIRST + timedelta(days=7 * (WEEKS - 1))).isoformat()
     found = backtest(pa.concat_tables([log, wrong]), 7, now=now)
     assert found.events > 200 and found.figures["forecast"]["t_map_w"] > 0.8
+
+
+def test_a_log_whose_behaviors_are_all_missing_is_refused():
+    log = routines()
+    nothing = log.append_column("what", pa.nulls(len(log), pa.string()))
+    with pytest.raises(BehaveGPTError, match="no event has a behavior"):
+        behavegpt.forecast(nothing, columns={"behavior": "what", "event": "app"})

@@ -301,7 +301,7 @@ def test_a_signal_inside_a_query_stops_all_members(
 ) -> None:
     """DuckDB turns the KeyboardInterrupt of a handler into an error of its own; no member may take
     it for its own."""
-    from behavegpt.profiles import pipeline
+    from behavegpt.profiles import building
 
     def interrupted(*_: Any) -> None:
         try:
@@ -309,6 +309,6 @@ def test_a_signal_inside_a_query_stops_all_members(
         except RuntimeError as error:
             raise DataError(f"cannot be read ({error})") from None
 
-    monkeypatch.setattr(pipeline, "_build", interrupted)
+    monkeypatch.setattr(building, "_build", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(profile(small, tmp_path / "out"))
