@@ -82,6 +82,7 @@ def test_rows_table_and_figure(script, data, tmp_path, capsys):
             "real",
             "real, half against half",
             "history density",
+            "forecast",
             "repeat_window",
             "user_by_hour",
             "markov",
@@ -126,7 +127,7 @@ def test_learned_generators_leave_rows_of_the_same_form(script, data, tmp_path):
         )
         == 0
     )
-    _, _, _, *rows = [
+    _, _, _, _, *rows = [
         json.loads(text) for text in (tmp_path / "rows.jsonl").read_text().splitlines()
     ]
     assert [(row["generator"], row["settings"]["events"]) for row in rows] == [
